@@ -1,0 +1,129 @@
+"""What a scheduler is to this toolkit: a job request, a job's state, and six verbs."""
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class JobState(str, enum.Enum):
+    """Slurm's words for the state of a job."""
+
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    COMPLETING = "COMPLETING"
+    REQUEUED = "REQUEUED"  # pending again after a requeue
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+    TIMEOUT = "TIMEOUT"
+    NODE_FAIL = "NODE_FAIL"
+    PREEMPTED = "PREEMPTED"
+    OUT_OF_MEMORY = "OUT_OF_MEMORY"
+    UNKNOWN = "UNKNOWN"  # the scheduler has forgotten the job, or does not answer
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the job runs or will run without anybody doing anything."""
+        return self in {JobState.PENDING, JobState.RUNNING, JobState.COMPLETING, JobState.REQUEUED}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobSpec:
+    """A job as it is asked for; values only, so that it can be rendered and compared."""
+
+    name: str
+    command: tuple[str, ...]
+    """What every task runs, started in `work_dir`; one task is one rank."""
+    work_dir: Path
+    log_dir: Path
+    """Rank r of attempt `<job id>.<restart count>` prints to `log_dir/<attempt>/<r>.out`."""
+    nodes: int
+    tasks_per_node: int
+    gpus_per_node: int
+    """GPUs asked for on each node; 0 asks for none (ranks on CPU)."""
+    cpus_per_task: int | None = None
+    time_limit_s: int | None = None
+    signal_delay_s: int = 120
+    """SIGUSR2 reaches every task about this long before the time limit."""
+    requeue: bool = True
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    exclude: tuple[str, ...] = ()
+    gpu_type: str | None = None
+    mem_per_node: str | None = None
+    setup: tuple[str, ...] = ()
+    """Shell lines before the tasks start."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Written to the script in the clear: never a secret."""
+    sbatch_extra: Mapping[str, Any] = field(default_factory=dict)
+    srun_extra: tuple[str, ...] = ()
+    dependency: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobStatus:
+    """A job as the scheduler knows it now. Times are Unix seconds."""
+
+    job_id: str
+    state: JobState
+    reason: str = ""
+    """The scheduler's word for why it waits or ended; empty where it says none."""
+    nodes: tuple[str, ...] = ()
+    restarts: int = 0
+    submit_time: float | None = None
+    start_time: float | None = None
+    end_time: float | None = None
+    """When it ended, or when its time limit will end it."""
+    exit_note: str = ""
+    """Which task ended first and how (`rank 3 on node2: killed by SIGKILL`); empty where unknown."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PartitionLimits:
+    """What a partition gives."""
+
+    name: str
+    is_default: bool
+    max_time_s: int | None
+    """None: no limit."""
+    default_time_s: int | None
+    num_nodes: int
+    """Nodes of the partition, whatever their state."""
+    nodes_usable: int
+    """Of those, nodes that are not down or drained."""
+    cpus_per_node: int
+    mem_per_node_mib: int
+    gpus_per_node: int
+    gpu_type: str | None
+
+
+class Cluster(Protocol):
+    """The six verbs. Every one raises ClusterError when the scheduler refuses or does not answer."""
+
+    name: str
+    """`slurm` or `local`."""
+
+    def render(self, spec: JobSpec) -> str:
+        """Write the job script; pure."""
+
+    def submit(self, spec: JobSpec, *, script_path: Path) -> str:
+        """Write the script to `script_path`, hand it in, return the job id."""
+
+    def state(self, job_id: str) -> JobStatus:
+        """Ask for the state of a job; UNKNOWN when the scheduler has forgotten it."""
+
+    def cancel(self, job_id: str) -> None:
+        """End a job now: SIGTERM, then SIGKILL."""
+
+    def requeue(self, job_id: str) -> None:
+        """Put a running job back into the queue under the same id; what runs is ended at once."""
+
+    def deadline(self, job_id: str) -> float | None:
+        """When the time limit ends the running job, in Unix seconds; None: no limit, or not running."""
+
+    def limits(self) -> list[PartitionLimits]:
+        """List the partitions a user may ask for, the default one first."""

@@ -1,0 +1,259 @@
+"""The words of a run: one frozen dataclass a section, a string of help under each field.
+
+`None` in a field means that something else decides: the planner (layout), the cluster (limits) or
+the run directory (paths); the help says which. `toolkit config FILE --origin` prints every value.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Bounds of a number, both inclusive; `None` leaves a side open."""
+
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Seconds:
+    """Marks a whole number of seconds that may be written `90`, `30m`, `12h`, `2d`, `1-12:00:00`."""
+
+
+Count = Annotated[int, Range(1)]
+Natural = Annotated[int, Range(0)]
+Fraction = Annotated[float, Range(0.0, 1.0)]
+Positive = Annotated[float, Range(1e-12)]
+Duration = Annotated[int, Seconds(), Range(1)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunSection:
+    """What is run, for how long, and where it is kept."""
+
+    name: str = "default"
+    """Name of the run: its directory under `root`, and the run that a second submit resumes."""
+    root: str = "runs"
+    """Directory of all runs; on a cluster on a file system that every node sees."""
+    tokens: Count = 1_000_000
+    """Tokens to train on: the horizon of the schedule and the end of the run."""
+    seed: Natural = 0
+    """Seed of initial weights and data order."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSection:
+    """A Llama, in the words of Hugging Face's LlamaConfig."""
+
+    hidden_size: Count = 256
+    """Width of the residual stream."""
+    intermediate_size: Count = 688
+    """Inner width of the gated feed-forward part."""
+    num_hidden_layers: Count = 4
+    """Number of blocks."""
+    num_attention_heads: Count = 4
+    """Query heads; divides hidden_size."""
+    num_key_value_heads: Count | None = None
+    """Key and value heads (grouped-query attention); divides num_attention_heads. None: as many as query heads."""
+    vocab_size: Count = 4096
+    """Rows of the embedding; at least the tokenizer's."""
+    rope_theta: Positive = 10_000.0
+    """Base of the rotary position angles."""
+    rms_norm_eps: Positive = 1e-5
+    """Added to the mean square before its root."""
+    tie_word_embeddings: bool = False
+    """Use the input embedding as the output head."""
+    initializer_range: Positive = 0.02
+    """Standard deviation of the initial weights."""
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def kv_heads(self) -> int:
+        """Key and value heads, resolved."""
+        return self.num_key_value_heads or self.num_attention_heads
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataSection:
+    """Which tokens are read, and how they are cut into samples."""
+
+    path: str = "data/python-docs"
+    """Token dataset: a directory (or URL) with a manifest.json, made by data_prep/tokenize_corpus.py."""
+    seq_len: Count = 256
+    """Tokens a sample; free at training time, whatever the shards are."""
+    shuffle: bool = True
+    """Read samples in a pseudo-random order, another one each epoch; else in the order of the corpus."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimSection:
+    """AdamW with warm-up and cosine decay."""
+
+    peak_lr: Positive = 3e-4
+    """Learning rate at the end of the warm-up."""
+    min_lr_ratio: Fraction = 0.1
+    """Learning rate at the end of the run, as a part of peak_lr."""
+    warmup_tokens: Natural = 0
+    """Tokens over which the learning rate rises linearly from 0."""
+    weight_decay: Annotated[float, Range(0.0)] = 0.1
+    """Decoupled weight decay, on matrices only (not on norms)."""
+    beta1: Fraction = 0.9
+    """Decay of the running mean of gradients."""
+    beta2: Fraction = 0.95
+    """Decay of the running mean of squared gradients."""
+    eps: Positive = 1e-8
+    """Added to the root of the second moment."""
+    clip_norm: Annotated[float, Range(0.0)] = 1.0
+    """Largest global gradient norm; 0 switches clipping off."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParallelSection:
+    """The layout: ranks = stages x replicas."""
+
+    stages: Count | None = None
+    """Pipeline stages; divides the number of GPUs. None: the planner decides."""
+    zero_stage: Annotated[int, Range(0, 3)] | None = None
+    """ZeRO stage of the optimizer; 2 and 3 only with one pipeline stage. None: the planner decides."""
+    split_by: Literal["cost", "parameters", "uniform"] = "cost"
+    """How layers are dealt to stages: by estimated time, by parameters, or by number of blocks."""
+    recompute: bool | None = None
+    """Recompute each block's activations in the backward pass. None: the planner decides."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Number format of the working copy; master weights and moments are always fp32."""
+    deepspeed_extra: dict[str, Any] = field(default_factory=dict)
+    """Merged last into the DeepSpeed configuration, and logged."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchSection:
+    """The global batch: given in tokens, the same on any number of GPUs."""
+
+    tokens_per_step: Count = 16_384
+    """Tokens of one optimizer step over all replicas; a multiple of data.seq_len."""
+    micro_batch: Count | None = None
+    """Samples a replica runs at once. None: the planner decides."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointSection:
+    """When state is saved, and what is kept."""
+
+    save_every: Count = 1000
+    """Steps between saves; a stop and the end of the run save too."""
+    keep: Count = 2
+    """Newest checkpoints that are kept."""
+    keep_every: Count | None = None
+    """Besides, keep the checkpoints whose step is a multiple of this. None: none."""
+    dir: str | None = None
+    """Directory of checkpoints. None: checkpoints/ in the run directory."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MonitorSection:
+    """What is written about the run while it goes."""
+
+    log_every: Count = 10
+    """Steps between step lines in the log; metrics.jsonl has every step."""
+    eval_every: Count | None = 500
+    """Steps between measurements of the validation loss. None: never."""
+    eval_samples: Count = 256
+    """Validation samples a measurement reads, the same ones each time."""
+    wandb: Literal["auto", "online", "offline", "off"] = "auto"
+    """W&B mode; auto is online where a key is found, else offline (send later: toolkit sync)."""
+    wandb_project: str = "toolkit"
+    """W&B project."""
+    wandb_entity: str | None = None
+    """W&B team or user. None: the default of the key."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClusterSection:
+    """The job: how much of the cluster, for how long. Usually from the site profile."""
+
+    scheduler: Literal["auto", "slurm", "local"] = "auto"
+    """auto takes Slurm where sbatch is found, else emulated nodes on this machine."""
+    nodes: Count = 1
+    """Nodes of the job."""
+    gpus_per_node: Count | None = None
+    """Ranks a node. None: as many GPUs as the partition's nodes have; 1 on emulated nodes."""
+    gpu_type: str | None = None
+    """Kind of GPU the planner reckons with, and Slurm's gres type where the site has several. None: read from the cluster."""
+    time_limit: Duration | None = None
+    """Wall time of one job (30m, 12h, 2-00:00:00). None: the partition's maximum."""
+    partition: str | None = None
+    """Partition. None: the cluster's default."""
+    account: str | None = None
+    """Account that is charged. None: the user's default."""
+    qos: str | None = None
+    """Quality of service. None: the default."""
+    constraint: str | None = None
+    """Node features that are required. None: any."""
+    exclude: list[str] = field(default_factory=list)
+    """Nodes never to use."""
+    cpus_per_task: Count | None = None
+    """CPUs a rank. None: the node's CPUs shared out among its ranks."""
+    mem_per_node: str | None = None
+    """Memory a node in Slurm's words (500G, 0 for all). None: the site's default."""
+    signal_delay_s: Count = 120
+    """Seconds before the time limit at which the job is told to save and requeue."""
+    max_requeues: Natural = 100
+    """Restarts a run may use up before it is left FAILED."""
+    setup: list[str] = field(default_factory=list)
+    """Shell lines run on each job's first node before the ranks start (module load ...)."""
+    env: dict[str, str] = field(default_factory=dict)
+    """Environment variables for every rank. Never a secret: they are written to the script."""
+    sbatch_extra: dict[str, Any] = field(default_factory=dict)
+    """Further #SBATCH flags, name without dashes; true for a flag without a value."""
+    srun_extra: list[str] = field(default_factory=list)
+    """Further srun arguments."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """Everything a run is told, in sections."""
+
+    run: RunSection = field(default_factory=RunSection)
+    model: ModelSection = field(default_factory=ModelSection)
+    data: DataSection = field(default_factory=DataSection)
+    optim: OptimSection = field(default_factory=OptimSection)
+    parallel: ParallelSection = field(default_factory=ParallelSection)
+    batch: BatchSection = field(default_factory=BatchSection)
+    checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
+    monitor: MonitorSection = field(default_factory=MonitorSection)
+    cluster: ClusterSection = field(default_factory=ClusterSection)
+
+    @property
+    def world_size(self) -> int:
+        """Count the ranks of a resolved configuration."""
+        assert self.cluster.gpus_per_node is not None, "cluster.gpus_per_node is not resolved"
+        return self.cluster.nodes * self.cluster.gpus_per_node
+
+    @property
+    def replicas(self) -> int:
+        """Count the data-parallel replicas of a resolved configuration."""
+        assert self.parallel.stages is not None, "parallel.stages is not resolved"
+        return self.world_size // self.parallel.stages
+
+    @property
+    def samples_per_step(self) -> int:
+        """Count the samples of one optimizer step."""
+        return self.batch.tokens_per_step // self.data.seq_len
+
+    @property
+    def num_steps(self) -> int:
+        """Count the optimizer steps of the run: the last one passes the horizon."""
+        return -(-self.run.tokens // self.batch.tokens_per_step)
+
+
+def to_dict(cfg: RunConfig) -> dict[str, dict[str, Any]]:
+    """Turn a configuration into nested dictionaries, field order kept."""
+    return dataclasses.asdict(cfg)

@@ -1,0 +1,88 @@
+"""Every file name of a run, once."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    """The directory of one run; a person can read all of it with `less`."""
+
+    root: Path
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return self.root.name
+
+    @property
+    def config_path(self) -> Path:
+        """Resolved configuration, no value open."""
+        return self.root / "config.yaml"
+
+    @property
+    def plan_path(self) -> Path:
+        """What was expected of the run, with reasons."""
+        return self.root / "plan.txt"
+
+    @property
+    def code_dir(self) -> Path:
+        """Frozen toolkit; the job starts here, never from the checkout."""
+        return self.root / "code"
+
+    @property
+    def script_path(self) -> Path:
+        """Job script as submitted."""
+        return self.root / "job.sbatch"
+
+    @property
+    def job_path(self) -> Path:
+        """Scheduler and id of the newest job (JSON)."""
+        return self.root / "job.json"
+
+    @property
+    def attempts_path(self) -> Path:
+        """One line an attempt (JSON lines)."""
+        return self.root / "attempts.jsonl"
+
+    @property
+    def metrics_path(self) -> Path:
+        """One line a step (JSON lines)."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def wandb_dir(self) -> Path:
+        """W&B's own files; wandb makes a folder of that name inside what it is given."""
+        return self.root / "wandb"
+
+    @property
+    def wandb_id_path(self) -> Path:
+        """Identity of the one W&B run that all attempts write to."""
+        return self.root / "wandb" / "run-id"
+
+    @property
+    def tensorboard_dir(self) -> Path:
+        """TensorBoard event files."""
+        return self.root / "tensorboard"
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        """Checkpoints, unless checkpoint.dir says elsewhere."""
+        return self.root / "checkpoints"
+
+    @property
+    def logs_dir(self) -> Path:
+        """Logs of all attempts."""
+        return self.root / "logs"
+
+    def attempt_dir(self, attempt: str) -> Path:
+        """Logs of one attempt; `attempt` is `<job id>.<restart count>`."""
+        return self.logs_dir / attempt
+
+    def rank_log_path(self, attempt: str, *, rank: int) -> Path:
+        """What a rank printed."""
+        return self.attempt_dir(attempt) / f"{rank}.out"
+
+    def failure_path(self, attempt: str, *, rank: int) -> Path:
+        """What a rank said of its own failure (JSON)."""
+        return self.attempt_dir(attempt) / f"{rank}.failure.json"
