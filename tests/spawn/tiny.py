@@ -1,0 +1,110 @@
+"""A tiny run on made data, and the plain torch loop it is compared with."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from toolkit.config.schema import (
+    BatchSection,
+    ClusterSection,
+    DataSection,
+    ModelSection,
+    OptimSection,
+    ParallelSection,
+    RunConfig,
+    RunSection,
+)
+from toolkit.model.llama import Llama, token_loss
+from toolkit.train.schedule import rate_of_run
+
+NUM_STEPS = 20
+SEQ_LEN = 32
+SAMPLES = 16
+
+
+def make_config(*, stages: int, replicas: int, zero_stage: int, tied: bool, **parallel: Any) -> RunConfig:
+    return RunConfig(
+        run=RunSection(name="layouts", tokens=NUM_STEPS * SAMPLES * SEQ_LEN, seed=3),
+        model=ModelSection(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=8 if stages > 4 else 4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            vocab_size=128,
+            tie_word_embeddings=tied,
+        ),
+        data=DataSection(path="unused", seq_len=SEQ_LEN),
+        optim=OptimSection(peak_lr=1e-2, warmup_tokens=5 * SAMPLES * SEQ_LEN, clip_norm=0.5),
+        parallel=ParallelSection(
+            stages=stages, zero_stage=zero_stage, **{"precision": "fp32", "recompute": False, **parallel}
+        ),
+        batch=BatchSection(tokens_per_step=SAMPLES * SEQ_LEN, micro_batch=2),
+        cluster=ClusterSection(nodes=stages * replicas, gpus_per_node=1),
+    )
+
+
+def make_rows(cfg: RunConfig) -> torch.Tensor:
+    """A second-order pattern that a small model learns in a few steps."""
+    generator = torch.Generator().manual_seed(7)
+    start = torch.randint(cfg.model.vocab_size, (NUM_STEPS, SAMPLES, 1), generator=generator)
+    return (start + torch.arange(SEQ_LEN + 1) * 3) % cfg.model.vocab_size
+
+
+def reference_losses(cfg: RunConfig) -> list[float]:
+    torch.manual_seed(0)
+    module = Llama(cfg.model, seed=cfg.run.seed, recompute=False)
+    matrices = [p for p in module.parameters() if p.dim() >= 2]
+    vectors = [p for p in module.parameters() if p.dim() < 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": cfg.optim.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+        betas=(cfg.optim.beta1, cfg.optim.beta2),
+        eps=cfg.optim.eps,
+    )
+    losses = []
+    for step, rows in enumerate(make_rows(cfg)):
+        for group in optimizer.param_groups:
+            group["lr"] = rate_of_run(cfg, step=step)
+        loss = token_loss(module(rows[:, :-1]), rows[:, 1:])
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), cfg.optim.clip_norm)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def train(
+    world: Any, cfg: RunConfig, steps: range = range(NUM_STEPS), checkpoints_dir: Path | None = None
+) -> list[float]:
+    """Run some steps of the tiny run; with a directory, go on from its newest checkpoint and save at the end."""
+    from toolkit.checkpoint import layout
+    from toolkit.checkpoint.saver import load, save
+    from toolkit.plan.costs import layer_costs
+    from toolkit.plan.split import split_layers
+    from toolkit.topology import Topology
+    from toolkit.train.engine import batch_shape, build_engine
+
+    costs = layer_costs(cfg.model, seq_len=cfg.data.seq_len)
+    boundaries = split_layers(costs, stages=cfg.parallel.stages, split_by=cfg.parallel.split_by)
+    engine = build_engine(cfg, boundaries=boundaries, device=world.device)
+    index = layout.Index(step=steps.stop, tokens_per_step=1, seed=0, dataset="x", model={}, parts=())
+    if checkpoints_dir and (found := layout.newest(checkpoints_dir)):
+        loaded = load(engine.deepspeed, engine.named_weights(), found, world=world, expected=index)
+        assert loaded.step == steps.start
+    shape = batch_shape(cfg)
+    replica = Topology(stages=cfg.parallel.stages, replicas=cfg.replicas).replica_of(world.rank)
+    losses = []
+    for step in steps:
+        rows = make_rows(cfg)[step]
+        micro_batches = []
+        for number in range(shape.num_micro_batches):
+            positions = shape.positions(replica=replica, micro_index=number)
+            part = rows[positions.start : positions.stop]
+            micro_batches.append((part[:, :-1].contiguous(), part[:, 1:].contiguous()))
+        losses.append(engine.train_step(micro_batches, learning_rate=rate_of_run(cfg, step=step)).loss)
+    if checkpoints_dir:
+        place = {"replica": replica, "replicas": cfg.replicas, "index": index}
+        save(engine.deepspeed, engine.named_weights(), checkpoints_dir, world=world, **place)
+    return losses

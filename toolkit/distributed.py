@@ -1,0 +1,200 @@
+"""Environment -> process group; agree, gather and barrier, each with a timeout that names who is missing.
+
+Control traffic (stop flags, verdicts, small objects) has a gloo group of its own beside the group that
+moves gradients, so that it works on hosts without a GPU and never waits behind a queue of kernels.
+"""
+
+import logging
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from toolkit.errors import ToolkitError, TryAgainError
+
+log = logging.getLogger(__name__)
+
+_GRACE_S = 3.0  # how long the living wait for each other's names before the missing ones are listed
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Where a rank stands, as Slurm (or the emulation of it) tells."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_size: int
+    node: str
+    master_addr: str
+    master_port: int
+    job_id: str
+    attempt: str
+    """`<job id>.<restart count>`."""
+    cluster: str
+    """`slurm` or `local`."""
+
+
+def read_place(environ: Mapping[str, str]) -> Place:
+    """Read the place of this process from its environment.
+
+    Raises:
+        ToolkitError: a variable is missing: the process was not started by a job script.
+    """
+    needed = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID")
+    missing = [name for name in needed if not environ.get(name)]
+    if missing:
+        raise ToolkitError(
+            f"not inside a job: {', '.join(missing)} not set\n"
+            "  a rank is started by the job script, which sources sbatch/env.sh\n"
+            "  use: python submit.py --nodes N"
+        )
+    world_size = int(environ["SLURM_NTASKS"])
+    num_nodes = int(environ.get("SLURM_JOB_NUM_NODES") or 1)
+    restarts = environ.get("SLURM_RESTART_COUNT") or "0"
+    return Place(
+        rank=int(environ["SLURM_PROCID"]),
+        world_size=world_size,
+        local_rank=int(environ["SLURM_LOCALID"]),
+        local_size=world_size // num_nodes,
+        node=environ.get("SLURMD_NODENAME") or socket.gethostname(),
+        master_addr=environ["MASTER_ADDR"],
+        master_port=int(environ["MASTER_PORT"]),
+        job_id=environ["SLURM_JOB_ID"],
+        attempt=environ.get("TOOLKIT_ATTEMPT") or f"{environ['SLURM_JOB_ID']}.{restarts}",
+        cluster=environ.get("TOOLKIT_CLUSTER") or "slurm",
+    )
+
+
+class World:
+    """The processes of a job, connected; close it, or the others wait for a timeout."""
+
+    def __init__(self, place: Place, *, timeout_s: float) -> None:
+        self.place = place
+        self.rank = place.rank
+        self.size = place.world_size
+        self.device = _choose_device(place)
+        self._store = _open_store(place, timeout_s=timeout_s)
+        _export_names(place, device=self.device)
+        timeout = timedelta(seconds=timeout_s)
+        backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=self._store, rank=self.rank, world_size=self.size, timeout=timeout)
+        self._control = dist.new_group(backend="gloo", timeout=timeout)
+        self._hosts = self.gather(place.node)
+
+    def agree(self, values: Sequence[int]) -> list[int]:
+        """Take the largest of each value over all ranks; every rank gets the same list.
+
+        Raises:
+            TryAgainError: ranks did not arrive; the text names them.
+        """
+        tensor = torch.tensor(values, dtype=torch.int64)
+        with self._naming("agree"):
+            dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._control)
+        return [int(value) for value in tensor.tolist()]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Collect a small picklable value of every rank, in rank order, on every rank."""
+        values: list[Any] = [None] * self.size
+        with self._naming("gather"):
+            dist.all_gather_object(values, value, group=self._control)
+        return values
+
+    def barrier(self) -> None:
+        """Wait until every rank has arrived."""
+        self.agree([0])
+
+    def name_of(self, rank: int) -> str:
+        """Say a rank with its node: `rank 3 on node2`."""
+        return f"rank {rank} on {self._hosts[rank]}"
+
+    def missing(self) -> list[int]:
+        """List the ranks that do not answer: dead, or stuck. Takes a few seconds; for use after a failure."""
+        try:
+            self._store.set(f"lost/{self.rank}", "1")
+            waiting = [f"lost/{rank}" for rank in range(self.size)]
+            try:
+                self._store.wait(waiting, timedelta(seconds=_GRACE_S))
+            except RuntimeError:
+                return [rank for rank, key in enumerate(waiting) if not self._store.check([key])]
+        except RuntimeError:
+            return [0]  # the store lives in rank 0
+        return []
+
+    def close(self) -> None:
+        """Leave the process group."""
+        dist.destroy_process_group()
+
+    @contextmanager
+    def _naming(self, act: str) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            raise self.lost_peers(act, error) from error
+
+    def lost_peers(self, act: str, error: BaseException) -> TryAgainError:
+        """Turn the failure of a collective into an error that names the ranks that did not take part."""
+        names = ", ".join(self.name_of(rank) for rank in self.missing()) if hasattr(self, "_hosts") else ""
+        return TryAgainError(
+            f"{act}: {names or 'a rank'} did not take part\n  {_first_line(error)}\n"
+            "  see the log of that rank; the job may be requeued"
+        )
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether an error is the echo of another rank's death rather than a failure of our own."""
+    text = str(error).lower()
+    marks = ("connection closed by peer", "connection reset", "broken pipe", "timed out", "nccl", "socket")
+    return isinstance(error, RuntimeError) and any(mark in text for mark in marks)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
+
+
+def _choose_device(place: Place) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    # A site may bind one GPU to each task; then the only visible one is number 0.
+    index = place.local_rank if torch.cuda.device_count() > 1 else 0
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def _open_store(place: Place, *, timeout_s: float) -> "dist.TCPStore":
+    try:
+        return dist.TCPStore(
+            place.master_addr,
+            place.master_port,
+            place.world_size,
+            is_master=place.rank == 0,
+            timeout=timedelta(seconds=timeout_s),
+        )
+    except RuntimeError as error:  # DistNetworkError, DistStoreError
+        where = f"{place.master_addr}:{place.master_port}"
+        raise TryAgainError(
+            f"no meeting point at {where}\n  {_first_line(error)}\n"
+            "  the port is in use, or the first node is not reachable from this one; a requeue takes another port"
+        ) from error
+
+
+def _export_names(place: Place, *, device: torch.device) -> None:
+    """Set the variables that DeepSpeed reads for itself.
+
+    Source: deepspeed 0.19.8, runtime/pipe/module.py insists on LOCAL_RANK, accelerator/real_accelerator.py
+    reads DS_ACCELERATOR.
+    """
+    os.environ.update(
+        RANK=str(place.rank),
+        WORLD_SIZE=str(place.world_size),
+        LOCAL_RANK=str(device.index or 0),
+        LOCAL_SIZE=str(place.local_size),
+        DS_ACCELERATOR=device.type,
+    )
