@@ -1,0 +1,24 @@
+.PHONY: setup demo check test clean
+PYTHON := .venv/bin/python
+
+setup:
+	@bash tools/setup.sh
+
+demo: setup
+	@bash tools/demo.sh
+
+check: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	$(PYTHON) -m pytest tests/unit tests/test_house.py
+
+test: setup
+	@bash tests/devcluster/install.sh
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	$(PYTHON) -m pytest tests
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
