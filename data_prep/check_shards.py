@@ -1,0 +1,37 @@
+"""Verify token datasets: checksums, counts, and that every id is in the vocabulary."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from toolkit.data.manifest import read_manifest
+from toolkit.data.shard import verify_shard
+from toolkit.errors import ToolkitError
+
+
+def main() -> int:
+    """Check every shard; exit 2 when something is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("datasets", nargs="+", type=Path, help="directories with a manifest.json")
+    wrong = 0
+    for dataset in parser.parse_args().datasets:
+        try:
+            manifest = read_manifest(str(dataset))
+            entries = [entry for split in manifest.splits.values() for entry in split]
+            vocab_size = manifest.tokenizer.vocab_size
+            problems = [
+                line for e in entries for line in verify_shard(dataset / e.path, e, vocab_size=vocab_size)
+            ]
+        except ToolkitError as error:
+            problems, entries = [str(error)], []
+        for problem in problems:
+            print(problem, file=sys.stderr)
+        if not problems:
+            tokens = sum(entry.num_tokens for entry in entries)
+            print(f"{dataset}: {len(entries)} shards, {tokens:,} tokens, all as the manifest says")
+        wrong += len(problems)
+    return 2 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

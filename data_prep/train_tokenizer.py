@@ -1,0 +1,43 @@
+"""Train a byte-level BPE tokenizer on texts of your own."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from toolkit.data.tokens import train_tokenizer
+from toolkit.errors import ToolkitError
+
+
+def main() -> int:
+    """Train, and say what came out."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "inputs", nargs="+", help="files or directories (.jsonl[.gz|.zst], .parquet, .txt), datasets:NAME"
+    )
+    parser.add_argument(
+        "--vocab-size", type=int, default=32_000, help="tokens to learn (default: %(default)s)"
+    )
+    parser.add_argument("--column", default="text", help="field that holds the text (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="tokenizer.json to write; one that exists is kept"
+    )
+    asked = parser.parse_args()
+    if asked.out.is_file():
+        print(f"{asked.out}: exists, kept (delete it to train another)")
+        return 0
+    try:
+        size = train_tokenizer(asked.inputs, column=asked.column, vocab_size=asked.vocab_size, path=asked.out)
+    except ToolkitError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    short = (
+        f" (the text gives no more than that, {asked.vocab_size} were asked for)"
+        if size < asked.vocab_size
+        else ""
+    )
+    print(f"{asked.out}: {size} tokens{short}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""What a token dataset is: shards with sizes and checksums, the tokenizer, where the text came from."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from toolkit import storage
+from toolkit.errors import DataError
+
+FORMAT_VERSION = 1
+NAME = "manifest.json"
+TOKENIZER_NAME = "tokenizer.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardEntry:
+    """One file of tokens; `path` is relative to the dataset."""
+
+    path: str
+    num_tokens: int
+    num_documents: int
+    num_bytes: int
+    xxh3: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizerIdentity:
+    """Which tokenizer made the ids; `sha256` is that of its tokenizer.json."""
+
+    name: str
+    vocab_size: int
+    eos_id: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """A complete token dataset; it is the last file that preparation writes."""
+
+    dtype: str
+    tokenizer: TokenizerIdentity
+    splits: Mapping[str, tuple[ShardEntry, ...]]
+    unigram_loss: float | None
+    """Nats a token of the validation split when always guessing by the (add-one smoothed) unigram
+    frequencies of the train split: what a model must beat."""
+    provenance: Mapping[str, Any]
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def fingerprint(self) -> str:
+        """Identify the tokens and their order, not the directory."""
+        shards = {name: [(s.num_tokens, s.xxh3) for s in split] for name, split in self.splits.items()}
+        text = json.dumps([self.dtype, self.tokenizer.sha256, shards], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def shards(self, split: str) -> tuple[ShardEntry, ...]:
+        """List the shards of a split."""
+        if split not in self.splits:
+            raise DataError(f"the dataset has no split {split!r}\n  it has {', '.join(self.splits)}")
+        return self.splits[split]
+
+    def num_tokens(self, split: str) -> int:
+        """Count the tokens of a split."""
+        return sum(shard.num_tokens for shard in self.shards(split))
+
+    def num_documents(self, split: str) -> int:
+        """Count the documents of a split."""
+        return sum(shard.num_documents for shard in self.shards(split))
+
+
+def write_manifest(dataset_dir: str, manifest: Manifest) -> None:
+    """Write the manifest, atomically."""
+    text = json.dumps(asdict(manifest), indent=1) + "\n"
+    storage.write_atomic(storage.join(dataset_dir, NAME), text.encode())
+
+
+def read_manifest(dataset_dir: str) -> Manifest:
+    """Read the manifest of a complete dataset.
+
+    Raises:
+        DataError: there is none, or it cannot be read.
+    """
+    path = storage.join(dataset_dir, NAME)
+    try:
+        with storage.open_file(path, "rb") as file:
+            fields = json.loads(file.read())
+        if fields["format_version"] != FORMAT_VERSION:
+            raise DataError(
+                f"{path} has format {fields['format_version']}; this toolkit reads {FORMAT_VERSION}"
+            )
+        splits = {
+            name: tuple(ShardEntry(**entry) for entry in entries)
+            for name, entries in fields.pop("splits").items()
+        }
+        tokenizer = TokenizerIdentity(**fields.pop("tokenizer"))
+        return Manifest(**fields, tokenizer=tokenizer, splits=splits)
+    except FileNotFoundError as error:
+        state = (
+            "is unfinished: it has no" if storage.exists(dataset_dir) else "does not exist, so there is no"
+        )
+        raise DataError(
+            f"token dataset {dataset_dir} {state} {NAME}\n  a complete dataset has one\n"
+            f"  make it: python data_prep/tokenize_corpus.py TEXT --tokenizer TOKENIZER --out {dataset_dir}"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is damaged: {error}\n  prepare the dataset again") from error
+
+
+def check_sizes(dataset_dir: str, shards: Sequence[ShardEntry]) -> list[str]:
+    """Compare each shard's size with the manifest: quick, before every submission."""
+    problems = []
+    for shard in shards:
+        path = storage.join(dataset_dir, shard.path)
+        if not storage.exists(path):
+            problems.append(f"{path} is missing")
+        elif storage.size(path) != shard.num_bytes:
+            problems.append(f"{path} has {storage.size(path)} bytes instead of {shard.num_bytes}")
+    return problems
