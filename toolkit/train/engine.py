@@ -220,5 +220,3 @@ class PipelineEngine:
     def named_weights(self) -> list[tuple[str, nn.Parameter]]:
         """List this stage's parameters."""
         return list(self._module.named_weights())
-
-

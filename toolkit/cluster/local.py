@@ -1,0 +1,185 @@
+"""Emulated nodes: the six verbs with processes of this machine, a rehearsal of the cluster.
+
+A job is a directory below the state directory; a controller process of its own (controller.py) runs it
+and survives the shell that submitted it. Verbs leave requests in files; the controller alone writes state.
+
+    jobs/7/spec.json  script.sh  state.json  controller.log  requests/{cancel,requeue,kill-node-2}
+"""
+
+import contextlib
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from toolkit import storage
+from toolkit.cluster.base import JobSpec, JobState, JobStatus, PartitionLimits
+from toolkit.errors import ClusterError
+
+PARTITION = "local"
+MAX_NODES = 64
+_START_S = 20.0
+
+
+class LocalCluster:
+    """Emulated nodes whose jobs are kept in `state_dir`."""
+
+    name = "local"
+
+    def __init__(self, state_dir: Path) -> None:
+        self.state_dir = state_dir.absolute()
+
+    def render(self, spec: JobSpec) -> str:
+        """Write the script that starts one task; the controller sets the variables of Slurm before it."""
+        exports = [f"export {name}={shlex.quote(value)}" for name, value in spec.env.items()]
+        command = shlex.join(spec.command)
+        lines = ["#!/bin/bash", "set -euo pipefail", f"cd {shlex.quote(str(spec.work_dir))}"]
+        return "\n".join([*lines, *exports, *spec.setup, f"exec {command}", ""])
+
+    def submit(self, spec: JobSpec, *, script_path: Path) -> str:
+        """Start a controller for the job."""
+        if spec.nodes > MAX_NODES:
+            raise ClusterError(f"{spec.nodes} nodes\n  this machine emulates at most {MAX_NODES}\n  use fewer --nodes")
+        job_id, job_dir = self._new_job_dir()
+        script = self.render(spec)
+        storage.write_atomic(str(script_path), script.encode())
+        (job_dir / "script.sh").write_text(script, encoding="utf-8")
+        (job_dir / "spec.json").write_text(json.dumps(asdict(spec), default=str, indent=1), encoding="utf-8")
+        write_state(job_dir, {"state": JobState.PENDING, "submit_time": time.time()})
+        with (job_dir / "controller.log").open("ab") as log:
+            controller = subprocess.Popen(
+                [sys.executable, "-m", "toolkit.cluster.controller", str(job_dir)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # outlives the submitting shell
+            )
+        self._await_start(job_dir, controller)
+        return job_id
+
+    def state(self, job_id: str) -> JobStatus:
+        """Read the controller's last word; a controller that is gone took the job with it."""
+        job_dir = self._job_dir(job_id)
+        known = read_state(job_dir)
+        if known is None:
+            return JobStatus(job_id=job_id, state=JobState.UNKNOWN)
+        state = JobState(known["state"])
+        reason = known.get("reason", "")
+        if state.is_live and not _is_running(known):
+            state, reason = JobState.NODE_FAIL, "the controller of the job was killed"
+        return JobStatus(
+            job_id=job_id,
+            state=state,
+            reason=reason,
+            nodes=tuple(known.get("nodes", ())),
+            restarts=known.get("restarts", 0),
+            submit_time=known.get("submit_time"),
+            start_time=known.get("start_time"),
+            end_time=known.get("end_time"),
+            exit_note=known.get("exit_note", ""),
+        )
+
+    def cancel(self, job_id: str) -> None:
+        """Ask the controller to end the job."""
+        self._request(job_id, "cancel")
+
+    def requeue(self, job_id: str) -> None:
+        """Ask the controller to start the job again under the same id."""
+        self._request(job_id, "requeue")
+
+    def kill_node(self, job_id: str, node: int) -> None:
+        """Let an emulated node (counted from 1) crash."""
+        self._request(job_id, f"kill-node-{node}")
+
+    def deadline(self, job_id: str) -> float | None:
+        """Tell when the time limit ends the job."""
+        status = self.state(job_id)
+        return status.end_time if status.state is JobState.RUNNING else None
+
+    def limits(self) -> list[PartitionLimits]:
+        """Describe this machine."""
+        return [
+            PartitionLimits(
+                name=PARTITION,
+                is_default=True,
+                max_time_s=None,
+                default_time_s=None,
+                num_nodes=MAX_NODES,
+                nodes_usable=MAX_NODES,
+                cpus_per_node=os.cpu_count() or 1,
+                mem_per_node_mib=psutil.virtual_memory().total >> 20,
+                gpus_per_node=_count_gpus(),
+                gpu_type=None,
+            )
+        ]
+
+    def _new_job_dir(self) -> tuple[str, Path]:
+        jobs = self.state_dir / "jobs"
+        jobs.mkdir(parents=True, exist_ok=True)
+        number = max((int(entry.name) for entry in jobs.iterdir() if entry.name.isdigit()), default=0) + 1
+        while True:
+            try:
+                (jobs / str(number)).mkdir()
+                break
+            except FileExistsError:  # another submit was quicker
+                number += 1
+        (jobs / str(number) / "requests").mkdir()
+        return str(number), jobs / str(number)
+
+    def _job_dir(self, job_id: str) -> Path:
+        return self.state_dir / "jobs" / job_id
+
+    def _request(self, job_id: str, verb: str) -> None:
+        if not self.state(job_id).state.is_live:
+            raise ClusterError(f"job {job_id} is not running or waiting\n  only such a job can be changed")
+        (self._job_dir(job_id) / "requests" / verb).touch()
+
+    def _await_start(self, job_dir: Path, controller: "subprocess.Popen[bytes]") -> None:
+        deadline = time.monotonic() + _START_S
+        while time.monotonic() < deadline:
+            known = read_state(job_dir)
+            if known and known.get("pid"):
+                return
+            if controller.poll() is not None:
+                break
+            time.sleep(0.02)
+        tail = (job_dir / "controller.log").read_text(encoding="utf-8", errors="replace")[-2000:]
+        raise ClusterError(f"the controller of job {job_dir.name} did not start\n  {tail or 'it said nothing'}")
+
+
+def read_state(job_dir: Path) -> dict[str, Any] | None:
+    """Read a job's state file; None: there is none."""
+    with contextlib.suppress(FileNotFoundError):
+        state: dict[str, Any] = json.loads((job_dir / "state.json").read_text(encoding="utf-8"))
+        return state
+    return None
+
+
+def write_state(job_dir: Path, fields: Mapping[str, Any]) -> None:
+    """Replace a job's state file."""
+    plain = {key: value.value if isinstance(value, JobState) else value for key, value in fields.items()}
+    storage.write_atomic(str(job_dir / "state.json"), (json.dumps(plain, indent=1) + "\n").encode())
+
+
+def _is_running(known: Mapping[str, Any]) -> bool:
+    if not known.get("pid"):  # just submitted
+        return time.time() - known.get("submit_time", 0.0) < _START_S
+    try:
+        process = psutil.Process(known["pid"])
+        same = abs(process.create_time() - known["pid_time"]) < 1.0
+        return same and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _count_gpus() -> int:
+    gpus = Path("/proc/driver/nvidia/gpus")
+    return len(list(gpus.iterdir())) if gpus.is_dir() else 0

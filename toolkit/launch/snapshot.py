@@ -1,0 +1,28 @@
+"""Code frozen into the run directory: the job never runs the checkout, which people go on editing."""
+
+import shutil
+from pathlib import Path
+
+import toolkit
+
+_PARTS = ("toolkit", "sbatch", "submit.py", "pyproject.toml")
+
+
+def checkout_dir() -> Path:
+    """Find the directory that holds the package that is running."""
+    return Path(toolkit.__path__[0]).resolve().parent
+
+
+def freeze_code(code_dir: Path) -> None:
+    """Copy the toolkit beside and put it in place of what a former submit left."""
+    beside = code_dir.with_name(code_dir.name + ".partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    for name in _PARTS:
+        source = checkout_dir() / name
+        if source.is_dir():
+            shutil.copytree(source, beside / name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif source.is_file():
+            shutil.copy2(source, beside / name)
+    shutil.rmtree(code_dir, ignore_errors=True)
+    beside.rename(code_dir)

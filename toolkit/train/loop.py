@@ -1,0 +1,195 @@
+"""The one loop: batches in, numbers and state out, until the tokens are done or there is a reason to stop."""
+
+import dataclasses
+import enum
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from toolkit.checkpoint import layout, saver
+from toolkit.config.schema import RunConfig
+from toolkit.data.loader import StepLoader
+from toolkit.data.manifest import Manifest
+from toolkit.data.stream import TokenStream
+from toolkit.distributed import World
+from toolkit.log import RankFormatter
+from toolkit.monitor import metrics
+from toolkit.monitor.rate import RateMeter
+from toolkit.monitor.sinks import Sinks
+from toolkit.monitor.watch import check_finite
+from toolkit.topology import Topology
+from toolkit.train.engine import Engine, StepResult, batch_shape, build_engine
+from toolkit.train.evaluate import Validation
+from toolkit.train.schedule import rate_of_run
+from toolkit.train.stop import Stop, StopFlag
+
+log = logging.getLogger(__name__)
+
+
+class End(str, enum.Enum):
+    """How an attempt ended."""
+
+    FINISHED = "FINISHED"
+    REQUEUE = "REQUEUE"
+    STOPPED = "STOPPED"
+    FAILED = "FAILED"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What the loop gives back; steps are counted in optimizer steps done."""
+
+    end: End
+    reason: str
+    first_step: int
+    last_step: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Surroundings:
+    """What the loop works with and does not make itself."""
+
+    world: World
+    manifest: Manifest
+    checkpoints_dir: Path
+    stop: StopFlag
+    formatter: RankFormatter
+    rate: RateMeter
+    boundaries: Sequence[int]
+
+
+class Training:
+    """A run on this rank: engine, data and the step it has reached."""
+
+    def __init__(self, cfg: RunConfig, around: Surroundings) -> None:
+        assert cfg.parallel.stages is not None, "parallel.stages is not resolved"
+        self.cfg = cfg
+        self.around = around
+        self.replica = Topology(stages=cfg.parallel.stages, replicas=cfg.replicas).replica_of(around.world.rank)
+        self.engine: Engine = build_engine(cfg, boundaries=around.boundaries, device=around.world.device)
+        self.loader = StepLoader(
+            TokenStream(cfg.data.path, around.manifest.shards("train")),
+            seq_len=cfg.data.seq_len,
+            batch=batch_shape(cfg),
+            seed=cfg.run.seed,
+            shuffle=cfg.data.shuffle,
+        )
+        self.step = self._load()
+        self.saved_step = self.step
+
+    def run(self, sinks: Sinks) -> Outcome:
+        """Train until the end, a stop or a bad number."""
+        first_step = self.step
+        validation = self._open_validation()
+        ending: tuple[End, str] | None = None
+        while self.step < self.cfg.num_steps and ending is None:
+            values, result = self._train_step()
+            self.step += 1
+            trouble = check_finite(step=self.step, loss=result.loss, grad_norm=result.grad_norm)
+            if trouble:
+                return self._outcome(End.FAILED, trouble, first_step)
+            if validation and self._is_due(self.cfg.monitor.eval_every):
+                values[metrics.VALIDATION_LOSS] = validation.loss(self.engine)
+            sinks.write(self.step, values)
+            ending = self._agree_to_stop()
+            if self._is_due(self.cfg.checkpoint.save_every) and ending is None:
+                self._save()
+        if self.step != self.saved_step:
+            self._save()
+        end, reason = ending or (End.FINISHED, "all tokens are done")
+        return self._outcome(end, reason, first_step)
+
+    def _train_step(self) -> tuple[dict[str, float], StepResult]:
+        self.around.formatter.step = self.step + 1
+        started = time.monotonic()
+        micro_batches = self.loader.micro_batches(self.step, replica=self.replica)
+        read = time.monotonic()
+        learning_rate = rate_of_run(self.cfg, step=self.step)
+        result = self.engine.train_step(micro_batches, learning_rate=learning_rate)
+        now = time.monotonic()
+        values = {
+            metrics.LOSS: result.loss,
+            metrics.LEARNING_RATE: learning_rate,
+            metrics.TOKENS: float((self.step + 1) * self.cfg.batch.tokens_per_step),
+            **self.around.rate.step(now=now, step_s=now - started, data_s=read - started),
+        }
+        if result.grad_norm is not None:
+            values[metrics.GRAD_NORM] = result.grad_norm
+        if self.around.world.device.type == "cuda":
+            values[metrics.PEAK_GIB] = torch.cuda.max_memory_allocated() / 2**30
+        eta_s = self.around.rate.eta_s(self.cfg.num_steps - self.step - 1)
+        if eta_s is not None:
+            values["eta_s"] = eta_s
+        return values, result
+
+    def _agree_to_stop(self) -> tuple[End, str] | None:
+        """Ask all ranks whether one of them was told to stop: all act on the same answer."""
+        reason = Stop(self.around.world.agree([self.around.stop.reason])[0])
+        if reason is Stop.TIME_LIMIT and self.step < self.cfg.num_steps:
+            return End.REQUEUE, "the time limit is near"
+        if reason is Stop.TERMINATED and self.step < self.cfg.num_steps:
+            return End.STOPPED, "told to end (SIGTERM)"
+        return None
+
+    def _is_due(self, every: int | None) -> bool:
+        return bool(every) and self.step % (every or 1) == 0
+
+    def _open_validation(self) -> Validation | None:
+        if self.cfg.monitor.eval_every is None:
+            return None
+        stream = TokenStream(self.cfg.data.path, self.around.manifest.shards("validation"))
+        return Validation(self.cfg, stream, replica=self.replica)
+
+    def _load(self) -> int:
+        newest = layout.newest(self.around.checkpoints_dir)
+        # The answer of one rank counts for all: a shared file system may show others an older state.
+        newest = self.around.world.gather(newest)[0]
+        if newest is None:
+            return 0
+        weights = self.engine.named_weights()
+        index = saver.load(
+            self.engine.deepspeed, weights, newest, world=self.around.world, expected=self._index(step=0)
+        )
+        log.info("resumed from %s", newest)
+        return index.step
+
+    def _save(self) -> None:
+        started = time.monotonic()
+        saved = saver.save(
+            self.engine.deepspeed,
+            self.engine.named_weights(),
+            self.around.checkpoints_dir,
+            world=self.around.world,
+            replica=self.replica,
+            replicas=self.cfg.replicas,
+            index=self._index(step=self.step),
+        )
+        self.saved_step = self.step
+        log.info("saved %s in %.1f s", saved, time.monotonic() - started)
+        if self.around.world.rank == 0:
+            steps = layout.list_steps(self.around.checkpoints_dir)
+            kept = self.cfg.checkpoint
+            for step in layout.doomed_steps(steps, keep=kept.keep, keep_every=kept.keep_every):
+                layout.delete(layout.step_dir(self.around.checkpoints_dir, step=step))
+
+    def _index(self, *, step: int) -> layout.Index:
+        return run_index(self.cfg, self.around.manifest, step=step)
+
+    def _outcome(self, end: End, reason: str, first_step: int) -> Outcome:
+        return Outcome(end=end, reason=reason, first_step=first_step, last_step=self.step)
+
+
+def run_index(cfg: RunConfig, manifest: Manifest, *, step: int) -> layout.Index:
+    """Say which run a checkpoint belongs to: what must be the same for its steps to mean the same."""
+    return layout.Index(
+        step=step,
+        tokens_per_step=cfg.batch.tokens_per_step,
+        seed=cfg.run.seed,
+        dataset=f"{manifest.fingerprint} seq_len={cfg.data.seq_len}",
+        model=dataclasses.asdict(cfg.model),
+        parts=(),
+    )
