@@ -84,7 +84,9 @@ class World:
         _export_names(place, device=self.device)
         timeout = timedelta(seconds=timeout_s)
         backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=self._store, rank=self.rank, world_size=self.size, timeout=timeout)
+        dist.init_process_group(
+            backend, store=self._store, rank=self.rank, world_size=self.size, timeout=timeout
+        )
         self._control = dist.new_group(backend="gloo", timeout=timeout)
         self._hosts = self.gather(place.node)
 

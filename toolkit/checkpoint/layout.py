@@ -1,9 +1,9 @@
 """Names, completeness, the newest one, retention: what a checkpoint directory is, without torch.
 
-    step-00001200/
-      part-00000.safetensors ...   fp32 weights and moments, full tensors under layout-free names
-      index.json                   what the run was, which file holds which tensor, size and checksum of each
-      COMPLETE                     last; readers trust only directories that have it
+step-00001200/
+  part-00000.safetensors ...   fp32 weights and moments, full tensors under layout-free names
+  index.json                   what the run was, which file holds which tensor, size and checksum of each
+  COMPLETE                     last; readers trust only directories that have it
 """
 
 import json

@@ -116,4 +116,3 @@ def _set_working_copy(parameter: Any, weight: Tensor) -> None:
     piece.data.copy_(flat[rank * piece.numel() : (rank + 1) * piece.numel()])
     if parameter.data.numel() == weight.numel():  # small ones stay gathered
         parameter.data.copy_(weight.view_as(parameter.data))
-

@@ -25,7 +25,14 @@ _PIECE_BYTES = 8 << 20
 
 
 def save(
-    engine: Any, weights: Weights, checkpoints_dir: Path, *, world: World, replica: int, replicas: int, index: Index
+    engine: Any,
+    weights: Weights,
+    checkpoints_dir: Path,
+    *,
+    world: World,
+    replica: int,
+    replicas: int,
+    index: Index,
 ) -> Path:
     """Write a complete checkpoint, or raise on every rank and leave a partial one.
 
@@ -107,13 +114,13 @@ def _raise_together(world: World, problem: str | None) -> None:
         return
     told = [f"{world.name_of(rank)}: {text}" for rank, text in enumerate(world.gather(problem)) if text]
     raise CheckpointError(
-        "the checkpoint could not be written\n  " + "\n  ".join(told) + "\n  free space, or set checkpoint.dir elsewhere"
+        "the checkpoint could not be written\n  "
+        + "\n  ".join(told)
+        + "\n  free space, or set checkpoint.dir elsewhere"
     )
 
 
-def load(
-    engine: Any, weights: Weights, checkpoint_dir: Path, *, world: World, expected: Index
-) -> Index:
+def load(engine: Any, weights: Weights, checkpoint_dir: Path, *, world: World, expected: Index) -> Index:
     """Load a checkpoint that any layout has written; verify every file first.
 
     Raises:
@@ -125,7 +132,9 @@ def load(
     problems = layout.check_parts(checkpoint_dir, mine) or _compare_checksums(checkpoint_dir, mine)
     told = [line for lines in world.gather(problems) for line in lines]
     if told:
-        raise CheckpointError("the checkpoint is damaged\n  " + "\n  ".join(told) + "\n  delete it to use an older one")
+        raise CheckpointError(
+            "the checkpoint is damaged\n  " + "\n  ".join(told) + "\n  delete it to use an older one"
+        )
     with TensorReader(checkpoint_dir, index) as reader:
         write_state(engine, weights, reader.read, step=index.step)
     return index
@@ -145,7 +154,9 @@ def _raise_foreign(checkpoint_dir: Path, index: Index, expected: Index) -> None:
     if differing:
         lines = [f"{name}: {getattr(index, name)} then, {getattr(expected, name)} now" for name in differing]
         raise CheckpointError(
-            f"{checkpoint_dir} belongs to another run\n  " + "\n  ".join(lines) + "\n  give the run another run.name"
+            f"{checkpoint_dir} belongs to another run\n  "
+            + "\n  ".join(lines)
+            + "\n  give the run another run.name"
         )
 
 
@@ -173,7 +184,9 @@ class TensorReader:
         """Read one full fp32 tensor."""
         path = self._paths.get(name)
         if path is None:
-            raise CheckpointError(f"{self._dir} has no parameter {name}; it has {', '.join(self.names()[:5])} ...")
+            raise CheckpointError(
+                f"{self._dir} has no parameter {name}; it has {', '.join(self.names()[:5])} ..."
+            )
         if path not in self._open:
             self._open[path] = safe_open(self._dir / path, framework="pt").__enter__()
         return self._open[path].get_tensor(f"{kind}/{name}")  # type: ignore[no-any-return]

@@ -22,9 +22,7 @@ class Pipeline(PipelineModule):
     Source: deepspeed 0.19.8, runtime/pipe/module.py; `_partition_layers` is its one place that decides.
     """
 
-    def __init__(
-        self, model: ModelSection, *, boundaries: Sequence[int], seed: int, recompute: bool
-    ) -> None:
+    def __init__(self, model: ModelSection, *, boundaries: Sequence[int], seed: int, recompute: bool) -> None:
         assert boundaries[-1] == num_layers(model), f"boundaries {boundaries} for {num_layers(model)} layers"
         self._boundaries = tuple(boundaries)
         specs = _layer_specs(model, seed=seed, recompute=recompute)

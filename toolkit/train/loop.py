@@ -115,7 +115,7 @@ class Training:
             metrics.LOSS: result.loss,
             metrics.LEARNING_RATE: learning_rate,
             metrics.TOKENS: float((self.step + 1) * self.cfg.batch.tokens_per_step),
-            **self.around.rate.step(now=now, step_s=now - started, data_s=read - started),
+            **self.around.rate.step(step_s=now - started, data_s=read - started),
         }
         if result.grad_norm is not None:
             values[metrics.GRAD_NORM] = result.grad_norm
@@ -123,7 +123,7 @@ class Training:
             values[metrics.PEAK_GIB] = torch.cuda.max_memory_allocated() / 2**30
         eta_s = self.around.rate.eta_s(self.cfg.num_steps - self.step - 1)
         if eta_s is not None:
-            values["eta_s"] = eta_s
+            values[metrics.ETA_S] = eta_s
         return values, result
 
     def _agree_to_stop(self) -> tuple[End, str] | None:

@@ -1,0 +1,114 @@
+"""Rules that cross sections: each a function with its reason, silent while what it needs is open."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+
+from toolkit.config.schema import RunConfig
+from toolkit.errors import Problem
+
+_Rule = Callable[[RunConfig], Iterator[tuple[str, str, str, str]]]
+"""Gives (key whose origin is shown, what is, what must hold, what to do)."""
+
+
+def check_config(cfg: RunConfig, origins: Mapping[str, str]) -> list[Problem]:
+    """Apply every rule; give all mistakes."""
+    problems = []
+    for rule in _RULES:
+        for key, what, must, remedy in rule(cfg):
+            problems.append(Problem(f"{what}  [{origins.get(key, 'default')}]", must, remedy))
+    return problems
+
+
+def _name(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", cfg.run.name):
+        must = "a run's name is a directory: letters, digits, '.', '_', '-'"
+        yield "run.name", f"run.name={cfg.run.name!r}", must, "set run.name"
+
+
+def _model(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
+    model = cfg.model
+    if model.hidden_size % model.num_attention_heads:
+        what = f"model.hidden_size={model.hidden_size} with num_attention_heads={model.num_attention_heads}"
+        yield "model.num_attention_heads", what, "heads must divide the width", "change one of them"
+    elif model.head_dim % 2:
+        what = f"model.hidden_size / num_attention_heads = {model.head_dim}"
+        yield "model.hidden_size", what, "rotary positions turn pairs: the width of a head must be even", ""
+    if model.num_attention_heads % model.kv_heads:
+        what = f"model.num_key_value_heads={model.kv_heads} with num_attention_heads={model.num_attention_heads}"
+        yield "model.num_key_value_heads", what, "key-value heads must divide the query heads", ""
+
+
+def _layout(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
+    stages, zero_stage = cfg.parallel.stages, cfg.parallel.zero_stage
+    if stages is None:
+        return
+    if stages > cfg.model.num_hidden_layers:
+        what = f"parallel.stages={stages} with model.num_hidden_layers={cfg.model.num_hidden_layers}"
+        yield "parallel.stages", what, "every stage needs a block", "use fewer parallel.stages"
+    if cfg.cluster.gpus_per_node is not None and cfg.world_size % stages:
+        what = f"parallel.stages={stages} on {cfg.cluster.nodes} nodes x {cfg.cluster.gpus_per_node} GPUs"
+        fitting = ", ".join(str(n) for n in range(1, cfg.world_size + 1) if cfg.world_size % n == 0)
+        yield "parallel.stages", what, "stages must divide the number of GPUs", f"stages that do: {fitting}"
+    if stages > 1 and zero_stage in {2, 3}:
+        what = f"parallel.zero_stage={zero_stage} cannot run with parallel.stages={stages}"
+        remedy = "set parallel.zero_stage=1 (gradients stay whole on each GPU) or parallel.stages=1"
+        yield "parallel.zero_stage", what, "DeepSpeed's pipeline engine takes ZeRO 0 or 1", remedy
+    if stages > 1 and zero_stage == 0:
+        what = f"parallel.zero_stage=0 with parallel.stages={stages}"
+        must = "DeepSpeed clips gradients wrongly and silently there (it counts the norm of one stage only)"
+        yield "parallel.zero_stage", what, must, "set parallel.zero_stage=1: the same result, less memory"
+
+
+def _precision(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
+    if cfg.parallel.zero_stage == 0 and cfg.parallel.precision == "bf16":
+        must = "DeepSpeed then takes an optimizer made for fp16, measured to be off by 8e-3"
+        yield "parallel.zero_stage", "parallel.zero_stage=0 with precision bf16", must, "set parallel.zero_stage=1"
+
+
+def _batch(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
+    tokens, seq_len = cfg.batch.tokens_per_step, cfg.data.seq_len
+    if tokens % seq_len:
+        what = f"batch.tokens_per_step={tokens} with data.seq_len={seq_len}"
+        near = max(1, round(tokens / seq_len)) * seq_len
+        yield "batch.tokens_per_step", what, "a step holds whole samples", f"set batch.tokens_per_step={near}"
+        return
+    if cfg.parallel.stages is None or cfg.cluster.gpus_per_node is None or cfg.world_size % cfg.parallel.stages:
+        return
+    unit = cfg.replicas * (cfg.batch.micro_batch or 1)
+    if cfg.samples_per_step % unit:
+        micro_batch = f" x micro_batch {cfg.batch.micro_batch}" if cfg.batch.micro_batch else ""
+        what = f"{cfg.samples_per_step} samples a step on {cfg.replicas} replicas{micro_batch}"
+        near = -(-cfg.samples_per_step // unit) * unit * seq_len
+        must = "each replica runs the same number of micro-batches"
+        yield "batch.tokens_per_step", what, must, f"set batch.tokens_per_step={near}, or use other nodes"
+
+
+def _horizon(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
+    if cfg.optim.warmup_tokens >= cfg.run.tokens:
+        what = f"optim.warmup_tokens={cfg.optim.warmup_tokens} with run.tokens={cfg.run.tokens}"
+        yield "optim.warmup_tokens", what, "the warm-up must end before the run", "shorten it"
+    keep_every, save_every = cfg.checkpoint.keep_every, cfg.checkpoint.save_every
+    if keep_every and keep_every % save_every:
+        what = f"checkpoint.keep_every={keep_every} with save_every={save_every}"
+        yield "checkpoint.keep_every", what, "only steps that are saved can be kept", "use a multiple"
+    limit, delay = cfg.cluster.time_limit, cfg.cluster.signal_delay_s
+    if limit is not None and delay >= limit:
+        what = f"cluster.signal_delay_s={delay} with time_limit={limit} s"
+        yield "cluster.time_limit", what, "the signal must come after the start", "ask for more time"
+
+
+_SECRET = re.compile(r"(API_?KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL)", re.IGNORECASE)
+
+
+def _secrets(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
+    must = "scripts, logs and the run directory never hold secrets"
+    remedy = "export it in the shell that submits, or keep it in the tool's own file (wandb login)"
+    for name in cfg.cluster.env:
+        if _SECRET.search(name):
+            yield "cluster.env", f"cluster.env.{name} looks like a secret", must, remedy
+    for line in cfg.cluster.setup:
+        if re.search(rf"\b\w*{_SECRET.pattern}\w*=", line, re.IGNORECASE):
+            yield "cluster.setup", "a line of cluster.setup looks like a secret", must, remedy
+
+
+_RULES: tuple[_Rule, ...] = (_name, _model, _layout, _precision, _batch, _horizon, _secrets)

@@ -1,0 +1,212 @@
+"""Where numbers go: metrics.jsonl is the source, the log, W&B and TensorBoard are copies.
+
+No sink ever stops a training: one that fails is switched off with a warning.
+"""
+
+import json
+import logging
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from toolkit import storage
+from toolkit.config.schema import MonitorSection
+from toolkit.errors import RunError
+from toolkit.monitor.metrics import ETA_S, step_line
+from toolkit.rundir import RunDir
+
+log = logging.getLogger(__name__)
+
+
+class Sink(Protocol):
+    """Takes the numbers of a step."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Take the values of a step."""
+
+    def close(self, outcome: str) -> None:
+        """End the attempt."""
+
+
+class JsonlSink:
+    """One line a step, flushed."""
+
+    def __init__(self, path: Path, *, attempt: str) -> None:
+        self._file = path.open("a", encoding="utf-8")
+        self._attempt = attempt
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Append the line of a step."""
+        kept = {name: value for name, value in values.items() if name != ETA_S}
+        line = {"step": step, "time": round(time.time(), 3), "attempt": self._attempt, **kept}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    def close(self, outcome: str) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class ConsoleSink:
+    """A line in the log every few steps, at the first, the last, and where validation was measured."""
+
+    def __init__(self, *, num_steps: int, every: int) -> None:
+        self._num_steps = num_steps
+        self._every = every
+        self._is_first = True
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Log a step that is due."""
+        if self._is_first or step % self._every == 0 or step == self._num_steps:
+            log.info("%s", step_line(step, num_steps=self._num_steps, values=values))
+        self._is_first = False
+
+    def close(self, outcome: str) -> None:
+        """Nothing is open."""
+
+
+class WandbSink:
+    """One W&B run for all attempts: its id belongs to the run directory."""
+
+    def __init__(self, section: MonitorSection, run_dir: RunDir, *, name: str, config: dict[str, Any]) -> None:
+        import wandb  # deferred: costs 0.6 s, and many runs go without  # noqa: PLC0415
+
+        mode = section.wandb
+        if mode == "auto":
+            mode = "online" if wandb.api.api_key else "offline"
+        self._run = wandb.init(
+            project=section.wandb_project,
+            entity=section.wandb_entity,
+            name=name,
+            id=_run_id(run_dir),
+            resume="allow",
+            mode=mode,
+            dir=str(run_dir.root),
+            config=config,
+            settings=wandb.Settings(silent=True, init_timeout=60, console="off"),
+        )
+        # Steps that are redone after a fault are told again: the axis is a value, not W&B's own counter.
+        self._run.define_metric("*", step_metric="step")
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Send a step."""
+        self._run.log({"step": step, **values})
+
+    def close(self, outcome: str) -> None:
+        """End the attempt's part of the run."""
+        self._run.finish(exit_code=1 if outcome == "FAILED" else 0)
+
+
+class TensorBoardSink:
+    """TensorBoard event files."""
+
+    def __init__(self, directory: Path) -> None:
+        # deferred: torch's writer, and only where it was asked for
+        from tensorboard.summary import Writer  # noqa: PLC0415
+
+        self._writer = Writer(str(directory))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Write a step."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self, outcome: str) -> None:
+        """Flush."""
+        self._writer.close()
+
+
+class Sinks:
+    """All sinks of rank 0; on other ranks there are none."""
+
+    def __init__(self, sinks: Sequence[Sink]) -> None:
+        self._sinks = list(sinks)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Hand a step to every sink that still works."""
+        for sink in list(self._sinks):
+            self._guard(sink, lambda sink=sink: sink.write(step, values))  # type: ignore[misc]
+
+    def close(self, outcome: str) -> None:
+        """Close every sink."""
+        for sink in list(self._sinks):
+            self._guard(sink, lambda sink=sink: sink.close(outcome))  # type: ignore[misc]
+
+    def _guard(self, sink: Sink, act: Any) -> None:
+        try:
+            act()
+        except Exception as error:  # metrics never stop a training
+            log.warning("%s is switched off: %s", type(sink).__name__, error)
+            self._sinks.remove(sink)
+
+
+def open_sinks(
+    section: MonitorSection, run_dir: RunDir, *, name: str, attempt: str, num_steps: int, config: dict[str, Any]
+) -> Sinks:
+    """Open what the configuration asks for; on rank 0 only."""
+    sinks: list[Sink] = [
+        JsonlSink(run_dir.metrics_path, attempt=attempt),
+        ConsoleSink(num_steps=num_steps, every=section.log_every),
+    ]
+    if section.wandb != "off":
+        _open_guarded(sinks, lambda: WandbSink(section, run_dir, name=name, config=config))
+    if section.tensorboard:
+        _open_guarded(sinks, lambda: TensorBoardSink(run_dir.tensorboard_dir))
+    return Sinks(sinks)
+
+
+def _open_guarded(sinks: list[Sink], build: Any) -> None:
+    try:
+        sinks.append(build())
+    except Exception as error:  # metrics never stop a training
+        log.warning("a sink could not be opened: %s", error)
+
+
+def rewind_jsonl(path: Path, *, step: int) -> None:
+    """Drop the lines beyond a step, which is about to be done again, and a last line that is torn."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError):
+            continue
+    storage.write_atomic(str(path), "".join(kept).encode())
+
+
+def _run_id(run_dir: RunDir) -> str:
+    path = run_dir.wandb_id_path
+    if path.is_file():
+        return path.read_text(encoding="utf-8").strip()
+    run_id = secrets.token_hex(4)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    storage.write_atomic(str(path), run_id.encode())
+    return run_id
+
+
+def sync_wandb(run_dir: RunDir) -> list[str]:
+    """Send what was recorded offline, oldest attempt first; give the directories that were sent.
+
+    Raises:
+        RunError: wandb could not send; its own words are in the text.
+    """
+    sent = []
+    for directory in sorted(run_dir.wandb_dir.glob("offline-run-*")):
+        if list(directory.glob("*.synced")):
+            continue
+        command = [sys.executable, "-m", "wandb", "sync", "--append", str(directory)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0 or not list(directory.glob("*.synced")):
+            words = (done.stderr or done.stdout).strip().splitlines()
+            raise RunError(
+                f"{directory} was not sent: {words[-1] if words else 'wandb said nothing'}\n"
+                "  wandb needs a key and the network\n  type: wandb login, on a node that reaches the internet"
+            )
+        sent.append(directory.name)
+    return sent
