@@ -77,7 +77,7 @@ class WandbSink:
 
         mode = section.wandb
         if mode == "auto":
-            mode = "online" if wandb.api.api_key else "offline"
+            mode = "online" if wandb.login(prompt=False) else "offline"
         self._run = wandb.init(
             project=section.wandb_project,
             entity=section.wandb_entity,
@@ -196,17 +196,17 @@ def sync_wandb(run_dir: RunDir) -> list[str]:
     Raises:
         RunError: wandb could not send; its own words are in the text.
     """
-    sent = []
-    for directory in sorted(run_dir.wandb_dir.glob("offline-run-*")):
-        if list(directory.glob("*.synced")):
-            continue
-        command = [sys.executable, "-m", "wandb", "sync", "--append", str(directory)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0 or not list(directory.glob("*.synced")):
-            words = (done.stderr or done.stdout).strip().splitlines()
-            raise RunError(
-                f"{directory} was not sent: {words[-1] if words else 'wandb said nothing'}\n"
-                "  wandb needs a key and the network\n  type: wandb login, on a node that reaches the internet"
-            )
-        sent.append(directory.name)
-    return sent
+    unsent = [path for path in sorted(run_dir.wandb_dir.glob("offline-run-*")) if not list(path.glob("*.synced"))]
+    if not unsent:
+        return []
+    # In one call: wandb then sends the attempts of one run one after another, by time of start.
+    command = [sys.executable, "-m", "wandb", "sync", *map(str, unsent)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    left = [path.name for path in unsent if not list(path.glob("*.synced"))]
+    if done.returncode != 0 or left:
+        words = (done.stderr or done.stdout).strip().splitlines()
+        raise RunError(
+            f"{len(left)} of {len(unsent)} attempts were not sent: {words[-1] if words else 'wandb said nothing'}\n"
+            "  wandb needs a key and the network\n  type: wandb login, on a node that reaches the internet"
+        )
+    return [path.name for path in unsent]

@@ -1,0 +1,12 @@
+# What every rank's environment needs; sourced by the job script in the frozen code. The only place of it.
+: "${SLURM_JOB_ID:?set by Slurm}"
+export TOOLKIT_CLUSTER=slurm
+export TOOLKIT_ATTEMPT="$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"
+export MASTER_ADDR="${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}"
+# Another port for each attempt and run directory, below the range that Linux gives to clients.
+export MASTER_PORT=$((20000 + $(printf '%s' "$TOOLKIT_ATTEMPT $PWD" | cksum | cut -d ' ' -f 1) % 12000))
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}"
+# Slurm >= 22.05: srun does not inherit it, and a rank would get one core.
+if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"; fi
+# A dead peer ends a collective with an error instead of a hang.
+export TORCH_NCCL_ASYNC_ERROR_HANDLING="${TORCH_NCCL_ASYNC_ERROR_HANDLING:-1}"

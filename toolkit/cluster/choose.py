@@ -1,0 +1,37 @@
+"""Which scheduler there is."""
+
+import os
+import shutil
+from pathlib import Path
+
+from toolkit.cluster.base import Cluster
+from toolkit.cluster.local import LocalCluster
+from toolkit.cluster.slurm import SlurmCluster
+from toolkit.errors import ClusterError
+
+
+def open_cluster(scheduler: str, *, state_dir: Path) -> Cluster:
+    """Open the scheduler that is asked for; `auto` takes Slurm where this machine belongs to one.
+
+    Args:
+        scheduler: auto, slurm or local.
+        state_dir: where emulated nodes keep their jobs.
+
+    Raises:
+        ClusterError: Slurm is asked for and is not here. One that does not answer says so at its first verb.
+    """
+    has_slurm = shutil.which("sbatch") is not None
+    if scheduler == "slurm" and not has_slurm:
+        raise ClusterError(
+            "cluster.scheduler=slurm, but there is no sbatch here\n  submit from a login node of the cluster\n"
+            "  or set cluster.scheduler=local to emulate nodes on this machine"
+        )
+    if scheduler == "slurm" or (scheduler == "auto" and has_slurm and _is_configured()):
+        return SlurmCluster()
+    return LocalCluster(state_dir)
+
+
+def _is_configured() -> bool:
+    """Tell a login node from a machine where Slurm's commands lie about without a cluster."""
+    places = (Path("/etc/slurm/slurm.conf"), Path("/etc/slurm-llnl/slurm.conf"), Path("/run/slurm/conf/slurm.conf"))
+    return "SLURM_CONF" in os.environ or "SLURM_CONF_SERVER" in os.environ or any(p.exists() for p in places)
