@@ -23,7 +23,9 @@ LAYOUTS = [
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize(("stages", "replicas", "zero_stage"), LAYOUTS)
-def test_every_layout_agrees_with_a_plain_loop(stages: int, replicas: int, zero_stage: int, tied: bool) -> None:
+def test_every_layout_agrees_with_a_plain_loop(
+    stages: int, replicas: int, zero_stage: int, tied: bool
+) -> None:
     cfg = make_config(stages=stages, replicas=replicas, zero_stage=zero_stage, tied=tied)
     wanted = reference_losses(cfg)
     assert wanted[-1] < 0.6 * wanted[0], "the reference does not learn, so agreeing with it shows nothing"
@@ -51,4 +53,7 @@ def test_bf16_learns_what_fp32_learns_up_to_its_rounding(stages: int, replicas: 
     cfg = make_config(stages=stages, replicas=replicas, zero_stage=zero_stage, tied=False, precision="bf16")
     wanted = reference_losses(cfg)
     for losses in run_ranks(train, world_size=stages * replicas, args=(cfg,)):
-        assert all(math.isclose(a, b, rel_tol=0.03) for a, b in zip(losses, wanted, strict=True)), (losses, wanted)
+        assert all(math.isclose(a, b, rel_tol=0.03) for a, b in zip(losses, wanted, strict=True)), (
+            losses,
+            wanted,
+        )

@@ -58,7 +58,10 @@ def reference_losses(cfg: RunConfig) -> list[float]:
     matrices = [p for p in module.parameters() if p.dim() >= 2]
     vectors = [p for p in module.parameters() if p.dim() < 2]
     optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": cfg.optim.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+        [
+            {"params": matrices, "weight_decay": cfg.optim.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ],
         betas=(cfg.optim.beta1, cfg.optim.beta2),
         eps=cfg.optim.eps,
     )

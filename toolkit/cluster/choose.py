@@ -33,5 +33,9 @@ def open_cluster(scheduler: str, *, state_dir: Path) -> Cluster:
 
 def _is_configured() -> bool:
     """Tell a login node from a machine where Slurm's commands lie about without a cluster."""
-    places = (Path("/etc/slurm/slurm.conf"), Path("/etc/slurm-llnl/slurm.conf"), Path("/run/slurm/conf/slurm.conf"))
+    places = (
+        Path("/etc/slurm/slurm.conf"),
+        Path("/etc/slurm-llnl/slurm.conf"),
+        Path("/run/slurm/conf/slurm.conf"),
+    )
     return "SLURM_CONF" in os.environ or "SLURM_CONF_SERVER" in os.environ or any(p.exists() for p in places)

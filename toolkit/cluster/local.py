@@ -47,7 +47,9 @@ class LocalCluster:
     def submit(self, spec: JobSpec, *, script_path: Path) -> str:
         """Start a controller for the job."""
         if spec.nodes > MAX_NODES:
-            raise ClusterError(f"{spec.nodes} nodes\n  this machine emulates at most {MAX_NODES}\n  use fewer --nodes")
+            raise ClusterError(
+                f"{spec.nodes} nodes\n  this machine emulates at most {MAX_NODES}\n  use fewer --nodes"
+            )
         job_id, job_dir = self._new_job_dir()
         script = self.render(spec)
         storage.write_atomic(str(script_path), script.encode())
@@ -152,7 +154,9 @@ class LocalCluster:
                 break
             time.sleep(0.02)
         tail = (job_dir / "controller.log").read_text(encoding="utf-8", errors="replace")[-2000:]
-        raise ClusterError(f"the controller of job {job_dir.name} did not start\n  {tail or 'it said nothing'}")
+        raise ClusterError(
+            f"the controller of job {job_dir.name} did not start\n  {tail or 'it said nothing'}"
+        )
 
 
 def read_state(job_dir: Path) -> dict[str, Any] | None:

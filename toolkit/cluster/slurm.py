@@ -114,9 +114,13 @@ class SlurmCluster:
         """Run a command of Slurm; try again while the controller does not answer."""
         for attempt in range(_TRIES):
             try:
-                done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
+                done = subprocess.run(
+                    command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S
+                )
             except FileNotFoundError:
-                raise ClusterError(f"cannot {act}: there is no {command[0]} here\n  use a login node") from None
+                raise ClusterError(
+                    f"cannot {act}: there is no {command[0]} here\n  use a login node"
+                ) from None
             if done.returncode == 0:
                 return done.stderr if keep_stderr else done.stdout
             if not any(mark in done.stderr for mark in _PASSING) or attempt == _TRIES - 1:
@@ -124,7 +128,9 @@ class SlurmCluster:
             log.warning("%s: %s; trying again", act, done.stderr.strip())
             time.sleep((2**attempt) * random.uniform(0.5, 1.0))
         words = [line.split("error: ", 1)[-1].strip() for line in done.stderr.splitlines() if line.strip()]
-        raise ClusterError(f"Slurm refused to {act}: {'; '.join(words) or 'no reason given'}\n  `sinfo` shows what there is")
+        raise ClusterError(
+            f"Slurm refused to {act}: {'; '.join(words) or 'no reason given'}\n  `sinfo` shows what there is"
+        )
 
 
 def _parameters(spec: JobSpec) -> dict[str, object]:
@@ -234,4 +240,3 @@ def _timestamp(text: str | None) -> float | None:
         return datetime.fromisoformat(text or "").timestamp()
     except ValueError:  # Unknown, N/A
         return None
-

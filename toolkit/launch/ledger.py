@@ -50,7 +50,9 @@ def read_attempts(run_dir: RunDir) -> list[Attempt]:
 def begin_attempt(run_dir: RunDir, attempt: Attempt) -> None:
     """Add an attempt; one that never told its end was killed."""
     closed = [
-        replace(known, outcome="KILLED", reason="ended without a word") if known.outcome == "RUNNING" else known
+        replace(known, outcome="KILLED", reason="ended without a word")
+        if known.outcome == "RUNNING"
+        else known
         for known in read_attempts(run_dir)
         if known.attempt != attempt.attempt
     ]

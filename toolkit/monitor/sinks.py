@@ -72,7 +72,9 @@ class ConsoleSink:
 class WandbSink:
     """One W&B run for all attempts: its id belongs to the run directory."""
 
-    def __init__(self, section: MonitorSection, run_dir: RunDir, *, name: str, config: dict[str, Any]) -> None:
+    def __init__(
+        self, section: MonitorSection, run_dir: RunDir, *, name: str, config: dict[str, Any]
+    ) -> None:
         import wandb  # deferred: costs 0.6 s, and many runs go without  # noqa: PLC0415
 
         mode = section.wandb
@@ -145,7 +147,13 @@ class Sinks:
 
 
 def open_sinks(
-    section: MonitorSection, run_dir: RunDir, *, name: str, attempt: str, num_steps: int, config: dict[str, Any]
+    section: MonitorSection,
+    run_dir: RunDir,
+    *,
+    name: str,
+    attempt: str,
+    num_steps: int,
+    config: dict[str, Any],
 ) -> Sinks:
     """Open what the configuration asks for; on rank 0 only."""
     sinks: list[Sink] = [
@@ -196,7 +204,9 @@ def sync_wandb(run_dir: RunDir) -> list[str]:
     Raises:
         RunError: wandb could not send; its own words are in the text.
     """
-    unsent = [path for path in sorted(run_dir.wandb_dir.glob("offline-run-*")) if not list(path.glob("*.synced"))]
+    unsent = [
+        path for path in sorted(run_dir.wandb_dir.glob("offline-run-*")) if not list(path.glob("*.synced"))
+    ]
     if not unsent:
         return []
     # In one call: wandb then sends the attempts of one run one after another, by time of start.

@@ -17,9 +17,13 @@ class Hardware:
     network_bytes_per_s: float
     achievable: float
     """Part of the peak that a training reaches as a rule."""
+    layer_overhead_s: float
+    """Time a layer takes beside its arithmetic, forward and backward of one micro-batch. assumption."""
 
 
-def _gpu(name: str, bf16_tflops: float, fp32_tflops: float, memory_gb: float, link_gb_per_s: float) -> Hardware:
+def _gpu(
+    name: str, bf16_tflops: float, fp32_tflops: float, memory_gb: float, link_gb_per_s: float
+) -> Hardware:
     return Hardware(
         name=name,
         peak_bf16_flops=bf16_tflops * 1e12,
@@ -28,6 +32,7 @@ def _gpu(name: str, bf16_tflops: float, fp32_tflops: float, memory_gb: float, li
         link_bytes_per_s=link_gb_per_s * 1e9,
         network_bytes_per_s=50e9,  # one 400 Gbit/s port a GPU
         achievable=0.40,
+        layer_overhead_s=0.5e-3,
     )
 
 
@@ -52,6 +57,7 @@ CPU = Hardware(
     link_bytes_per_s=2e9,
     network_bytes_per_s=2e9,
     achievable=0.5,
+    layer_overhead_s=4e-3,
 )
 
 

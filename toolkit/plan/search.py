@@ -100,7 +100,12 @@ def _plan(cfg: RunConfig, costs: tuple[LayerCost, ...], hardware: Hardware) -> P
 
 def _effort(cfg: RunConfig) -> tuple[int, int, int, int]:
     parallel = cfg.parallel
-    return bool(parallel.recompute), parallel.zero_stage or 0, parallel.stages or 1, -(cfg.batch.micro_batch or 1)
+    return (
+        bool(parallel.recompute),
+        parallel.zero_stage or 0,
+        parallel.stages or 1,
+        -(cfg.batch.micro_batch or 1),
+    )
 
 
 def _fullest(plan: Plan) -> int:

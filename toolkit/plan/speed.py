@@ -7,8 +7,6 @@ from toolkit.config.schema import RunConfig
 from toolkit.plan.costs import LayerCost, train_flops_per_token
 from toolkit.plan.hardware import Hardware
 
-_OVERHEAD_S = 0.5e-3  # assumption: starting the kernels of a layer, forward and backward
-
 UNCERTAINTY = 0.4
 """Part by which an uncalibrated step time may be off either way. assumption, until measurements are fitted."""
 
@@ -47,7 +45,9 @@ def estimate_speed(
     peak = hardware.peak_bf16_flops if is_bf16 else hardware.peak_fp32_flops
     micro_tokens = (cfg.batch.micro_batch or 1) * cfg.data.seq_len
     deepest = max(b - a for a, b in bounds)
-    slot_s = passes * slowest * micro_tokens / (peak * hardware.achievable) + _OVERHEAD_S * deepest
+    slot_s = (
+        passes * slowest * micro_tokens / (peak * hardware.achievable) + hardware.layer_overhead_s * deepest
+    )
     stages = len(bounds)
     traffic = 2.0 * largest * 4.0 * (cfg.replicas - 1) / max(1, cfg.replicas)
     step_s = slot_s * (num_micro_batches + stages - 1) + traffic / hardware.network_bytes_per_s

@@ -1,0 +1,7 @@
+"""`python -m toolkit VERB`."""
+
+import sys
+
+from toolkit.cli.main import main
+
+sys.exit(main(sys.argv[1:]))

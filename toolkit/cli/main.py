@@ -1,0 +1,212 @@
+"""The verbs of `python -m toolkit`; the only place that turns errors into exit codes."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from toolkit.cli import show
+from toolkit.config.load import Loaded, find_profile, load_config
+from toolkit.errors import EXIT_DONE, RunError, ToolkitError
+from toolkit.launch import submit
+from toolkit.launch.snapshot import checkout_dir
+from toolkit.monitor.sinks import sync_wandb
+from toolkit.plan.search import plan_dict, plan_text
+from toolkit.rundir import RunDir
+
+console = Console(soft_wrap=True, highlight=False)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run a verb; give the exit code."""
+    asked = _parser().parse_args(arguments)
+    try:
+        asked.verb(asked)
+    except ToolkitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        return 130
+    return EXIT_DONE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m toolkit", description="Submit training runs and look after them."
+    )
+    verbs = parser.add_subparsers(required=True, metavar="VERB", title="verbs")
+    _add_submit(verbs)
+    plan = _add(verbs, "plan", _plan, "say what a run would need and how fast it would go; submits nothing")
+    _add_config_arguments(plan)
+    _add_json(plan)
+    status = _add(verbs, "status", _status, "show runs, or one run: job, attempts, progress, what went wrong")
+    status.add_argument("run", nargs="?", help="name of a run (default: list all)")
+    _add_json(status)
+    logs = _add(verbs, "logs", _logs, "print what a rank said")
+    logs.add_argument("run", help="name of a run")
+    logs.add_argument("--rank", type=int, default=0, help="rank (default: %(default)s)")
+    logs.add_argument("--follow", action="store_true", help="go on printing until the job ends")
+    cancel = _add(verbs, "cancel", _cancel, "end the job of a run now")
+    cancel.add_argument("run", help="name of a run")
+    config = _add(verbs, "config", _config, "print a configuration, with all layers applied")
+    _add_config_arguments(config)
+    config.add_argument("--origin", action="store_true", help="say where each value comes from")
+    _add_json(config)
+    sync = _add(verbs, "sync", _sync, "send to W&B what was recorded offline")
+    sync.add_argument("run", help="name of a run")
+    generate = _add(verbs, "generate", _generate, "continue a text with the newest checkpoint of a run")
+    generate.add_argument("run", help="name of a run")
+    generate.add_argument("--prompt", required=True, help="text to continue")
+    generate.add_argument(
+        "--tokens", type=int, default=64, help="tokens to add at most (default: %(default)s)"
+    )
+    generate.add_argument(
+        "--temperature", type=float, default=0.8, help="0: the likeliest (default: %(default)s)"
+    )
+    generate.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
+    for verb in (status, logs, cancel, sync, generate):
+        verb.add_argument(
+            "--root", type=Path, default=Path("runs"), help="directory of runs (default: %(default)s)"
+        )
+    return parser
+
+
+def _add(verbs: Any, name: str, function: Any, text: str) -> argparse.ArgumentParser:
+    verb: argparse.ArgumentParser = verbs.add_parser(
+        name, help=text, description=text[0].upper() + text[1:] + "."
+    )
+    verb.set_defaults(verb=function)
+    return verb
+
+
+def _add_submit(verbs: Any) -> None:
+    verb = _add(
+        verbs, "submit", _submit, "check, freeze and submit a run; of a run that was stopped: go on with it"
+    )
+    _add_config_arguments(verb)
+    verb.add_argument(
+        "--dry-run", action="store_true", help="print plan, script and run directory; submit nothing"
+    )
+    verb.add_argument(
+        "--follow", action="store_true", help="show progress until the job ends; Ctrl-C leaves it running"
+    )
+
+
+def _add_config_arguments(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("config", nargs="?", help="configuration (default: configs/default.yaml)")
+    verb.add_argument(
+        "settings", nargs="*", metavar="key.path=value", help="change a value, e.g. optim.peak_lr=2e-4"
+    )
+    verb.add_argument("--nodes", type=int, help="nodes of the job")
+    verb.add_argument(
+        "--gpus-per-node", type=int, help="ranks a node (default: all its GPUs; 1 where it has none)"
+    )
+    verb.add_argument(
+        "--time", help="time limit of a job: 30m, 12h, 2-00:00:00 (default: the partition's maximum)"
+    )
+    verb.add_argument("--partition", help="partition (default: the cluster's)")
+    verb.add_argument("--name", help="name of the run (default: run.name of the configuration)")
+
+
+def _add_json(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _load(asked: argparse.Namespace) -> Loaded:
+    settings = list(asked.settings)
+    path = asked.config
+    if path is not None and "=" in path:  # no file was named
+        settings, path = [path, *settings], None
+    pairs = {
+        "cluster.nodes": asked.nodes,
+        "cluster.gpus_per_node": asked.gpus_per_node,
+        "cluster.time_limit": asked.time,
+        "cluster.partition": asked.partition,
+        "run.name": asked.name,
+    }
+    settings += [f"{key}={value}" for key, value in pairs.items() if value is not None]
+    configs_dir = checkout_dir() / "configs"
+    profile = find_profile(os.environ, home=Path.home(), profiles_dir=configs_dir / "clusters")
+    file = Path(path) if path else configs_dir / "default.yaml"
+    return load_config(file, overrides=settings, profile=profile)
+
+
+def _submit(asked: argparse.Namespace) -> None:
+    request = submit.prepare_request(_load(asked))
+    if request.cluster.name == "local":
+        console.print(f"no Slurm here: {request.spec.nodes} nodes are emulated on this machine")
+    console.print(plan_text(request.plan), end="")
+    if asked.dry_run:
+        console.print(f"\n{request.run_dir.script_path} would be:\n\n{request.script}")
+        console.print(f"run directory {request.run_dir.root}; nothing was submitted")
+        return
+    job_id = submit.carry_out(request)
+    console.print(f"run {request.run_dir.name}: job {job_id} submitted, directory {request.run_dir.root}")
+    if asked.follow:
+        show.follow(request.run_dir, console)
+    else:
+        console.print(f"follow it: python -m toolkit logs {request.run_dir.name} --follow")
+
+
+def _plan(asked: argparse.Namespace) -> None:
+    plan = submit.prepare_plan(_load(asked))
+    if asked.json:
+        show.print_json(plan_dict(plan))
+    else:
+        print(plan_text(plan), end="")
+
+
+def _status(asked: argparse.Namespace) -> None:
+    if asked.run is None:
+        show.print_runs(asked.root, console, as_json=asked.json)
+    else:
+        show.print_run(_find(asked), console, as_json=asked.json)
+
+
+def _logs(asked: argparse.Namespace) -> None:
+    show.print_log(_find(asked), rank=asked.rank, follow=asked.follow)
+
+
+def _cancel(asked: argparse.Namespace) -> None:
+    run_dir = _find(asked)
+    job = submit.find_job(run_dir)
+    if job is None or not job[0].state(job[1]).state.is_live:
+        raise RunError(
+            f"run {run_dir.name} has no live job\n  `python -m toolkit status {run_dir.name}` shows it"
+        )
+    job[0].cancel(job[1])
+    print(f"run {run_dir.name}: job {job[1]} is being cancelled")
+
+
+def _config(asked: argparse.Namespace) -> None:
+    show.print_config(_load(asked), console, origin=asked.origin, as_json=asked.json)
+
+
+def _sync(asked: argparse.Namespace) -> None:
+    sent = sync_wandb(_find(asked))
+    print(f"sent {len(sent)} attempts: {', '.join(sent)}" if sent else "nothing to send")
+
+
+def _generate(asked: argparse.Namespace) -> None:
+    # deferred: the only verb that needs torch
+    from toolkit.train.generate import generate  # noqa: PLC0415
+
+    run_dir = _find(asked)
+    cfg = load_config(run_dir.config_path).config
+    checkpoints = Path(cfg.checkpoint.dir) if cfg.checkpoint.dir else run_dir.checkpoints_dir
+    options = {"num_tokens": asked.tokens, "temperature": asked.temperature, "seed": asked.seed}
+    print(generate(cfg, checkpoints, prompt=asked.prompt, **options))
+
+
+def _find(asked: argparse.Namespace) -> RunDir:
+    run_dir = RunDir((asked.root / asked.run).absolute())
+    if not run_dir.config_path.is_file():
+        known = ", ".join(run.name for run in show.list_runs(asked.root)) or "none"
+        raise RunError(f"there is no run {asked.run!r} in {asked.root}\n  runs there: {known}\n  see --root")
+    return run_dir

@@ -1,0 +1,258 @@
+"""Check, freeze, submit: everything between the command and the queue."""
+
+import json
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from toolkit import storage
+from toolkit.checkpoint import layout
+from toolkit.cluster.base import Cluster, JobSpec, JobStatus, PartitionLimits
+from toolkit.cluster.choose import open_cluster
+from toolkit.config.check import check_config
+from toolkit.config.load import Loaded, dump_config
+from toolkit.config.schema import RunConfig, to_dict
+from toolkit.data.manifest import check_sizes, read_manifest
+from toolkit.data.stream import count_samples
+from toolkit.errors import ConfigError, DataError, Problem, RunError
+from toolkit.launch.snapshot import freeze_code
+from toolkit.plan.costs import num_parameters
+from toolkit.plan.hardware import find_hardware
+from toolkit.plan.search import Plan, plan_text, resolve
+from toolkit.rundir import RunDir
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """A run as it would be submitted; nothing has been written yet."""
+
+    cluster: Cluster
+    run_dir: RunDir
+    plan: Plan
+    spec: JobSpec
+    script: str
+
+
+def state_dir(root: Path) -> Path:
+    """Say where emulated nodes keep their jobs: beside the runs they belong to."""
+    return root.absolute() / ".cluster"
+
+
+def prepare_request(loaded: Loaded) -> Request:
+    """Check everything and plan the run; writes nothing.
+
+    Raises:
+        ConfigError: with all mistakes that can be found before the queue.
+        RunError: the run is live already.
+    """
+    cluster = open_cluster(loaded.config.cluster.scheduler, state_dir=state_dir(Path(loaded.config.run.root)))
+    cfg, partition = _fill_from_cluster(loaded.config, cluster.limits())
+    problems = [
+        *check_config(cfg, loaded.origins),
+        *_check_partition(cfg, cluster.limits(), partition),
+        *_check_data(cfg),
+        *_check_places(cfg),
+    ]
+    if problems:
+        raise ConfigError(problems)
+    run_dir = RunDir(Path(cfg.run.root) / cfg.run.name)
+    refuse_live(run_dir)
+    plan = resolve(cfg, hardware=find_hardware(cfg.cluster.gpu_type))
+    _refuse_foreign_checkpoint(plan.cfg, run_dir)
+    spec = _make_spec(plan.cfg, run_dir, partition)
+    return Request(cluster=cluster, run_dir=run_dir, plan=plan, spec=spec, script=cluster.render(spec))
+
+
+def prepare_plan(loaded: Loaded) -> Plan:
+    """Plan a run without asking for its data or directory: for a look ahead on any machine."""
+    cluster = open_cluster(loaded.config.cluster.scheduler, state_dir=state_dir(Path(loaded.config.run.root)))
+    cfg, partition = _fill_from_cluster(loaded.config, cluster.limits())
+    problems = [*check_config(cfg, loaded.origins), *_check_partition(cfg, cluster.limits(), partition)]
+    if problems:
+        raise ConfigError(problems)
+    return resolve(cfg, hardware=find_hardware(cfg.cluster.gpu_type))
+
+
+def carry_out(request: Request) -> str:
+    """Write the run directory, freeze the code, hand the job in; give its id."""
+    run_dir = request.run_dir
+    run_dir.logs_dir.mkdir(parents=True, exist_ok=True)
+    run_dir.root.chmod(0o700)  # its code is executed
+    freeze_code(run_dir.code_dir)
+    storage.write_atomic(str(run_dir.config_path), dump_config(request.plan.cfg).encode())
+    storage.write_atomic(str(run_dir.plan_path), plan_text(request.plan).encode())
+    job_id = request.cluster.submit(request.spec, script_path=run_dir.script_path)
+    job = {"scheduler": request.cluster.name, "job_id": job_id}
+    storage.write_atomic(str(run_dir.job_path), (json.dumps(job) + "\n").encode())
+    return job_id
+
+
+def find_job(run_dir: RunDir) -> tuple[Cluster, str] | None:
+    """Find the newest job of a run; None: none was submitted."""
+    if not run_dir.job_path.is_file():
+        return None
+    job = json.loads(run_dir.job_path.read_text(encoding="utf-8"))
+    return open_cluster(job["scheduler"], state_dir=state_dir(run_dir.root.parent)), job["job_id"]
+
+
+def job_status(run_dir: RunDir) -> JobStatus | None:
+    """Ask for the state of the newest job of a run."""
+    job = find_job(run_dir)
+    return job[0].state(job[1]) if job else None
+
+
+def refuse_live(run_dir: RunDir) -> None:
+    """Raise when a job of the run is waiting or running."""
+    status = job_status(run_dir)
+    if status is not None and status.state.is_live:
+        raise RunError(
+            f"run {run_dir.name} is live: job {status.job_id} is {status.state.value}\n"
+            "  a run has one job at a time\n"
+            f"  wait, or type: python -m toolkit cancel {run_dir.name}; another run: --name NAME"
+        )
+
+
+def _fill_from_cluster(
+    cfg: RunConfig, limits: list[PartitionLimits]
+) -> tuple[RunConfig, PartitionLimits | None]:
+    """Take what is open from the partition, and make paths absolute: the job starts elsewhere."""
+    named = cfg.cluster.partition
+    partition = next((p for p in limits if p.name == named), None) if named else (limits or [None])[0]
+    section = replace(cfg.cluster, nodes=cfg.cluster.nodes)
+    if partition is not None:
+        gpus = section.gpus_per_node or partition.gpus_per_node or 1
+        section = replace(
+            section,
+            gpus_per_node=gpus,
+            gpu_type=section.gpu_type or (partition.gpu_type if partition.gpus_per_node else None),
+            time_limit=section.time_limit or partition.max_time_s,
+        )
+    data = replace(cfg.data, path=_absolute(cfg.data.path))
+    checkpoint = replace(cfg.checkpoint, dir=_absolute(cfg.checkpoint.dir) if cfg.checkpoint.dir else None)
+    run = replace(cfg.run, root=_absolute(cfg.run.root))
+    return replace(cfg, cluster=section, data=data, checkpoint=checkpoint, run=run), partition
+
+
+def _absolute(path: str) -> str:
+    return str(storage.local_path(path).absolute()) if storage.is_local(path) else path
+
+
+def _check_partition(
+    cfg: RunConfig, limits: list[PartitionLimits], partition: PartitionLimits | None
+) -> list[Problem]:
+    asked = cfg.cluster
+    if partition is None:
+        names = ", ".join(limit.name for limit in limits)
+        return [
+            Problem(f"there is no partition {asked.partition!r}", f"there are: {names}", "set --partition")
+        ]
+    problems = []
+    if asked.nodes > partition.num_nodes:
+        must = f"partition {partition.name} has {partition.num_nodes}"
+        problems.append(Problem(f"--nodes {asked.nodes}", must, "use fewer nodes or another --partition"))
+    if partition.gpus_per_node and (asked.gpus_per_node or 0) > partition.gpus_per_node:
+        must = f"nodes of partition {partition.name} have {partition.gpus_per_node}"
+        problems.append(Problem(f"--gpus-per-node {asked.gpus_per_node}", must, "ask for fewer"))
+    if partition.max_time_s and asked.time_limit and asked.time_limit > partition.max_time_s:
+        must = f"partition {partition.name} allows {partition.max_time_s / 3600:g} h"
+        what = f"--time {asked.time_limit / 3600:g} h"
+        problems.append(Problem(what, must, "ask for less: the run requeues itself until it is done"))
+    return problems
+
+
+def _check_data(cfg: RunConfig) -> list[Problem]:
+    try:
+        manifest = read_manifest(cfg.data.path)
+        shards = [shard for split in manifest.splits.values() for shard in split]
+        problems = [Problem(text, "shards must be as the manifest says", "prepare the dataset again")
+                    for text in check_sizes(cfg.data.path, shards)]  # fmt: skip
+        if manifest.tokenizer.vocab_size > cfg.model.vocab_size:
+            what = f"model.vocab_size={cfg.model.vocab_size}, the dataset's tokenizer has {manifest.tokenizer.vocab_size}"
+            problems.append(
+                Problem(what, "every token needs a row of the embedding", "raise model.vocab_size")
+            )
+        for split in ("train", "validation") if cfg.monitor.eval_every else ("train",):
+            if count_samples(manifest.num_tokens(split), seq_len=cfg.data.seq_len) < 1:
+                what = f"the {split} split has {manifest.num_tokens(split)} tokens"
+                problems.append(
+                    Problem(what, f"a sample takes data.seq_len={cfg.data.seq_len} + 1", "use more text")
+                )
+    except DataError as error:
+        what, *rest = str(error).split("\n  ")
+        return [Problem(what, "; ".join(rest[:-1]), rest[-1] if rest else "")]
+    return problems
+
+
+def _check_places(cfg: RunConfig) -> list[Problem]:
+    """Try to write where the run will, and compare free space with one checkpoint."""
+    problems = []
+    root = Path(cfg.run.root)
+    target = Path(cfg.checkpoint.dir) if cfg.checkpoint.dir else root
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        root.mkdir(parents=True, exist_ok=True)
+        for place in {root, target}:
+            probe = place / f".write-{cfg.run.name}"
+            probe.touch()
+            probe.unlink()
+    except OSError as error:
+        return [
+            Problem(
+                f"cannot write to {error.filename}: {error.strerror}", "the run lives there", "set run.root"
+            )
+        ]
+    need, free = layout.bytes_needed(num_parameters(cfg.model)), storage.free_bytes(target)
+    if need > free:
+        what = f"{target} has {free / 2**30:.1f} GiB free"
+        must = f"one checkpoint takes {need / 2**30:.1f} GiB"
+        problems.append(Problem(what, must, "free space, or set checkpoint.dir elsewhere"))
+    return problems
+
+
+def _refuse_foreign_checkpoint(cfg: RunConfig, run_dir: RunDir) -> None:
+    directory = Path(cfg.checkpoint.dir) if cfg.checkpoint.dir else run_dir.checkpoints_dir
+    newest = layout.newest(directory)
+    if newest is None:
+        return
+    index = layout.read_index(newest)
+    now: dict[str, Any] = {
+        "model": to_dict(cfg)["model"],
+        "tokens_per_step": cfg.batch.tokens_per_step,
+        "seed": cfg.run.seed,
+        "dataset": f"{read_manifest(cfg.data.path).fingerprint} seq_len={cfg.data.seq_len}",
+    }
+    differing = [key for key, value in now.items() if getattr(index, key) != value]
+    if differing:
+        raise RunError(
+            f"run {run_dir.name} has checkpoints of another {' and another '.join(differing)} (step {index.step})\n"
+            "  a run goes on with the same model, data, batch and seed\n  choose another --name"
+        )
+
+
+def _make_spec(cfg: RunConfig, run_dir: RunDir, partition: PartitionLimits | None) -> JobSpec:
+    section = cfg.cluster
+    assert section.gpus_per_node is not None, "cluster.gpus_per_node is not resolved"
+    has_gpus = partition is not None and partition.gpus_per_node > 0
+    return JobSpec(
+        name=cfg.run.name,
+        command=(sys.executable, "-m", "toolkit.launch.job", str(run_dir.root)),
+        work_dir=run_dir.code_dir,
+        log_dir=run_dir.logs_dir,
+        nodes=section.nodes,
+        tasks_per_node=section.gpus_per_node,
+        gpus_per_node=section.gpus_per_node if has_gpus else 0,
+        cpus_per_task=section.cpus_per_task,
+        time_limit_s=section.time_limit,
+        signal_delay_s=section.signal_delay_s,
+        partition=section.partition,
+        account=section.account,
+        qos=section.qos,
+        constraint=section.constraint,
+        exclude=tuple(section.exclude),
+        mem_per_node=section.mem_per_node,
+        setup=tuple(section.setup),
+        env=section.env,
+        sbatch_extra=section.sbatch_extra,
+        srun_extra=tuple(section.srun_extra),
+    )
