@@ -23,8 +23,13 @@ console = Console(soft_wrap=True, highlight=False)
 
 def main(arguments: Sequence[str]) -> int:
     """Run a verb; give the exit code."""
-    asked = _parser().parse_args(arguments)
+    parser = _parser()
+    asked, words = parser.parse_known_args(arguments)  # argparse wants all positionals in one place, people do not
+    if not hasattr(asked, "config") or any(word.startswith("-") for word in words):
+        asked = parser.parse_args(arguments)  # says what is wrong
     try:
+        if hasattr(asked, "config"):
+            _sort_words(asked, words, parser)
         asked.verb(asked)
     except ToolkitError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -118,11 +123,19 @@ def _add_json(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--json", action="store_true", help="print JSON")
 
 
+def _sort_words(asked: argparse.Namespace, words: Sequence[str], parser: argparse.ArgumentParser) -> None:
+    """Tell settings (they have a `=`) from the file, wherever they stand."""
+    given = [word for word in [asked.config, *asked.settings, *words] if word is not None]
+    asked.settings = [word for word in given if "=" in word]
+    files = [word for word in given if "=" not in word]
+    if len(files) > 1:
+        parser.error(f"one configuration file is wanted, not {', '.join(files)}")
+    asked.config = files[0] if files else None
+
+
 def _load(asked: argparse.Namespace) -> Loaded:
     settings = list(asked.settings)
     path = asked.config
-    if path is not None and "=" in path:  # no file was named
-        settings, path = [path, *settings], None
     pairs = {
         "cluster.nodes": asked.nodes,
         "cluster.gpus_per_node": asked.gpus_per_node,

@@ -25,7 +25,7 @@ from toolkit.rundir import RunDir
 from toolkit.train.loop import End, Outcome, Surroundings, Training
 from toolkit.train.stop import Stop, StopFlag
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("toolkit.launch.job")  # __name__ is __main__ here
 
 _TIMEOUT_S = 1800.0  # of a collective: longer than any evaluation or save of one rank
 _REQUEUE_WAIT_S = 120.0

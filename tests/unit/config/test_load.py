@@ -1,0 +1,118 @@
+"""Configuration: traps of YAML, and mistakes that are all told at once."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from toolkit.config.check import check_config
+from toolkit.config.load import dump_config, load_config
+from toolkit.errors import ConfigError
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("run.tokens=5e5", 500_000),
+        ("run.tokens=140e9", 140_000_000_000),
+        ("batch.tokens_per_step=4_194_304", 4_194_304),
+        ("monitor.wandb=off", "off"),
+        ("run.name=no", "no"),
+        ("cluster.time_limit=90", 90),
+        ("cluster.time_limit=30m", 1800),
+        ("cluster.time_limit=12:30:00", 45_000),
+        ("cluster.time_limit=1-12:00:00", 129_600),
+        ("cluster.time_limit=null", None),
+        ("optim.peak_lr=1e-4", 1e-4),
+        ("model.tie_word_embeddings=true", True),
+        ("cluster.exclude=[node1, node2]", ["node1", "node2"]),
+        ("parallel.deepspeed_extra={a: {b: 1}}", {"a": {"b": 1}}),
+    ],
+)
+def test_a_value_is_read_by_its_declared_type(setting: str, value: Any) -> None:
+    section, name = setting.partition("=")[0].split(".")
+    assert getattr(getattr(load_config(None, overrides=[setting]).config, section), name) == value
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("run.tokens=2.5", "no whole number"),
+        ("run.tokens=null", "no number"),
+        ("run.tokens=0", "less than 1"),
+        ("parallel.zero_stage=4", "more than 3"),
+        ("parallel.precision=fp8", "none of fp32, bf16"),
+        ("model.n_layers=3", "did you mean model.num_hidden_layers"),
+        ("model.hiden_size=3", "did you mean model.hidden_size"),
+        ("tokens_per_step=3", "did you mean batch.tokens_per_step"),
+        ("cluster.time_limit=soon", "no time"),
+        ("nodes", "key.path=value"),
+    ],
+)
+def test_a_mistake_is_told_in_words(setting: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, overrides=[setting])
+
+
+def test_all_mistakes_are_told_at_once_with_file_and_line(tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text("model:\n  hiden_size: 4\n  hidden_size: 2.5\n  hidden_size: 3\nparalel: {}\nrun: 7\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides=["optim.eps=x"])
+    text = str(caught.value)
+    for expected in ("bad.yaml:2", "bad.yaml:4", "given twice", "bad.yaml:5", "did you mean parallel", "run is no mapping", "optim.eps"):
+        assert expected in text, text
+
+
+def test_later_layers_win_and_every_value_has_an_origin(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("run: {name: a, seed: 1}\noptim: {eps: 1e-7}\n")
+    (tmp_path / "run.yaml").write_text("base: [base.yaml]\nrun:\n  name: b\n")
+    (tmp_path / "site.yaml").write_text("cluster: {partition: gpu}\n")
+    loaded = load_config(tmp_path / "run.yaml", overrides=["run.seed=3"], profile=tmp_path / "site.yaml")
+    assert (loaded.config.run.name, loaded.config.run.seed, loaded.config.optim.eps) == ("b", 3, 1e-7)
+    assert loaded.origins["run.name"] == f"{tmp_path}/run.yaml:3"
+    assert loaded.origins["optim.eps"] == f"{tmp_path}/base.yaml:2"
+    assert loaded.origins["cluster.partition"] == f"{tmp_path}/site.yaml:1"
+    assert loaded.origins["run.seed"] == "command line"
+    assert loaded.origins["run.root"] == "default"
+
+
+def test_bases_in_a_circle_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("base: [b.yaml]\n")
+    (tmp_path / "b.yaml").write_text("base: [a.yaml]\n")
+    with pytest.raises(ConfigError, match="circle"):
+        load_config(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_loads_and_comes_back_from_its_dump(path: Path, tmp_path: Path) -> None:
+    loaded = load_config(path)
+    assert check_config(loaded.config, loaded.origins) == []
+    (tmp_path / "dump.yaml").write_text(dump_config(loaded.config), encoding="utf-8")
+    assert load_config(tmp_path / "dump.yaml").config == loaded.config
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["parallel.stages=4", "parallel.zero_stage=2"], "DeepSpeed's pipeline engine takes ZeRO 0 or 1"),
+        (["parallel.stages=4", "parallel.zero_stage=0"], "clips gradients wrongly"),
+        (["parallel.zero_stage=0", "parallel.precision=bf16"], "parallel.zero_stage=1"),
+        (["parallel.stages=8"], "every stage needs a block"),
+        (["parallel.stages=3"], "stages must divide"),
+        (["batch.tokens_per_step=1000"], "whole samples"),
+        (["batch.tokens_per_step=256", "parallel.stages=1"], "1 samples a step on 4 replicas"),
+        (["model.num_attention_heads=3"], "must divide the width"),
+        (["model.num_key_value_heads=3"], "must divide the query heads"),
+        (["optim.warmup_tokens=2e6"], "warm-up must end"),
+        (["cluster.env={WANDB_API_KEY: abc}"], "secret"),
+        (["run.name=a/b"], "a run's name is a directory"),
+    ],
+)
+def test_a_contradiction_is_refused_with_its_reason(settings: list[str], message: str) -> None:
+    loaded = load_config(None, overrides=["cluster.nodes=4", "cluster.gpus_per_node=1", *settings])
+    text = "\n".join(map(str, check_config(loaded.config, loaded.origins)))
+    assert message in text, text
+    assert "[command line]" in text
