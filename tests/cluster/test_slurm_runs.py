@@ -26,7 +26,7 @@ def test_a_run_on_two_nodes_finishes_and_the_sbatch_template_goes_on_with_it(tmp
     run_dir = RunDir(tmp_path / "tiny")
     run = wait(run_dir)
     assert run["job"]["state"] == "COMPLETED", run
-    assert run["attempts"][-1]["nodes"] == ["node1", "node2"]
+    assert run["attempts"][-1]["nodes"] == ("node1", "node2")
     assert len(losses(run_dir)) == 20
     environ = {**os.environ, "RUN_DIR": str(run_dir.root), "TOOLKIT_PYTHON": sys.executable}
     command = ["sbatch", "--parsable", "--wait", "--nodes=2", "--time=10", "--output=/dev/null", "sbatch/train.sbatch"]

@@ -1,0 +1,124 @@
+"""Runs on emulated nodes, through the command line: stop, go on, fail."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.dataset import make_dataset
+from tests.runs import losses, submit, wait, wait_for_step
+from toolkit.cluster.local import LocalCluster
+from toolkit.rundir import RunDir
+
+LOCAL = "cluster.scheduler=local"
+SPLIT = ("--nodes", "2", "parallel.stages=2", LOCAL)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_dataset(tmp_path_factory.mktemp("data"))[0]
+
+
+def verb(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "toolkit", *words, "--root", str(root)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+
+
+def rank_processes(run_dir: RunDir) -> list[psutil.Process]:
+    found = [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [])[-1:] == [str(run_dir.root)]]
+    return sorted(found, key=lambda process: int(process.environ()["SLURM_PROCID"]))
+
+
+def test_a_run_that_is_requeued_in_the_middle_equals_one_that_never_stopped(tmp_path: Path, dataset: Path) -> None:
+    long = ("run.tokens=61_440", "checkpoint.save_every=1000", *SPLIT)
+    assert submit(tmp_path, dataset, *long, name="whole").returncode == 0
+    assert wait(RunDir(tmp_path / "whole"))["job"]["state"] == "COMPLETED"
+    assert submit(tmp_path, dataset, *long, name="cut").returncode == 0
+    run_dir = RunDir(tmp_path / "cut")
+    wait_for_step(run_dir, 5)
+    rank_processes(run_dir)[1].send_signal(signal.SIGUSR2)  # one rank is told, all agree
+    run = wait(run_dir)
+    assert run["job"]["state"] == "COMPLETED", run
+    assert run["job"]["restarts"] == 1
+    assert [attempt["outcome"] for attempt in run["attempts"]] == ["REQUEUE", "FINISHED"]
+    assert losses(run_dir) == losses(RunDir(tmp_path / "whole"))
+    listed = verb(tmp_path, "status")
+    assert "whole" in listed.stdout
+    assert "60/60" in listed.stdout
+    said = verb(tmp_path, "generate", "cut", "--prompt", "the cat", "--tokens", "5")
+    assert said.stdout.startswith("the cat"), said.stderr
+
+
+def test_a_cancelled_run_saves_and_goes_on_with_other_nodes(tmp_path: Path, dataset: Path) -> None:
+    long = ("run.tokens=204_800", "checkpoint.save_every=1000")
+    assert submit(tmp_path, dataset, *long, *SPLIT).returncode == 0
+    run_dir = RunDir(tmp_path / "tiny")
+    wait_for_step(run_dir, 3)
+    refused = submit(tmp_path, dataset, *long, *SPLIT)
+    assert refused.returncode == 2
+    assert "is live: job 1 is RUNNING" in refused.stderr
+    assert verb(tmp_path, "cancel", "tiny").returncode == 0
+    assert wait(run_dir, timeout_s=30)["job"]["state"] == "CANCELLED"
+    assert rank_processes(run_dir) == []
+    done = len(losses(run_dir))
+    fewer = (f"run.tokens={1024 * (done + 5)}", "--nodes", "1", "parallel.stages=1", LOCAL)
+    assert submit(tmp_path, dataset, *fewer).returncode == 0
+    run = wait(run_dir)
+    assert [attempt["outcome"] for attempt in run["attempts"]] == ["STOPPED", "FINISHED"]
+    assert run["attempts"][1]["first_step"] == done
+    assert len(losses(run_dir)) == done + 5
+
+
+def test_a_killed_rank_ends_the_job_and_status_names_it(tmp_path: Path, dataset: Path) -> None:
+    assert submit(tmp_path, dataset, "run.tokens=2e8", *SPLIT).returncode == 0
+    run_dir = RunDir(tmp_path / "tiny")
+    wait_for_step(run_dir, 2)
+    rank_processes(run_dir)[1].kill()
+    run = wait(run_dir, timeout_s=30)
+    assert run["job"]["state"] == "FAILED"
+    assert run["job"]["exit_note"] == "rank 1 on node2: killed by SIGKILL"
+    said = verb(tmp_path, "status", "tiny").stdout
+    assert "ended by rank 1 on node2: killed by SIGKILL" in said
+    assert "last lines of" in said
+    assert rank_processes(run_dir) == []
+
+
+def test_a_killed_controller_takes_the_ranks_with_it(tmp_path: Path, dataset: Path) -> None:
+    assert submit(tmp_path, dataset, "run.tokens=2e8", *SPLIT).returncode == 0
+    run_dir = RunDir(tmp_path / "tiny")
+    wait_for_step(run_dir, 1)
+    ranks = rank_processes(run_dir)
+    parent = ranks[0].parent()
+    assert parent is not None
+    parent.kill()
+    psutil.wait_procs(ranks, timeout=10)
+    assert rank_processes(run_dir) == []
+    assert LocalCluster(tmp_path / ".cluster").state("1").reason == "the controller of the job was killed"
+
+
+def test_bad_input_is_refused_at_once_and_leaves_nothing(tmp_path: Path, dataset: Path) -> None:
+    root = tmp_path / "runs"
+    done = submit(root, dataset, "--nodes", "65", "parallel.zero_stage=2", "parallel.stages=5", LOCAL)
+    assert done.returncode == 2
+    for text in ("parallel.zero_stage=2 cannot run", "every stage needs a block", "--nodes 65"):
+        assert text in done.stderr, done.stderr
+    done = submit(root, dataset, "modle.hidden_size=3", "optim.eps=abc", LOCAL)
+    assert "did you mean model.hidden_size" in done.stderr
+    assert "'abc' is no number" in done.stderr
+    done = submit(root, tmp_path / "nothing", LOCAL)
+    assert "does not exist" in done.stderr
+    assert not list(root.glob("*"))
+
+
+def test_a_damaged_shard_and_a_small_vocabulary_are_refused(tmp_path: Path) -> None:
+    dataset, manifest = make_dataset(tmp_path)
+    shard = dataset / manifest.splits["train"][0].path
+    os.truncate(shard, shard.stat().st_size - 1)
+    done = submit(tmp_path / "runs", dataset, "model.num_hidden_layers=2", LOCAL)
+    assert f"{shard} has" in done.stderr
+    done = submit(tmp_path / "runs", dataset, "--dry-run", LOCAL, "model.hidden_size=32")
+    assert done.returncode == 2

@@ -1,0 +1,88 @@
+"""What is written about a run."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from toolkit.config.schema import MonitorSection
+from toolkit.monitor import metrics
+from toolkit.monitor.rate import RateMeter
+from toolkit.monitor.sinks import JsonlSink, Sinks, WandbSink, rewind_jsonl
+from toolkit.monitor.watch import check_finite
+from toolkit.rundir import RunDir
+
+
+def test_the_step_line_leaves_out_what_is_unknown() -> None:
+    values = {metrics.LOSS: 2.4129, metrics.LEARNING_RATE: 3e-4, metrics.TOKENS_PER_S: 812_400.0, metrics.ETA_S: 33_120.0}
+    assert metrics.step_line(1200, num_steps=50_000, values=values) == (
+        "step 1200/50000 | loss 2.413 | lr 3.0e-04 | 812k tok/s | eta 9h12m"
+    )
+
+
+def test_rates_count_the_newest_steps_and_not_the_first() -> None:
+    meter = RateMeter(tokens_per_step=100, flops_per_token=10.0, peak_flops=2000.0)
+    assert meter.step(step_s=60.0, data_s=1.0) == {metrics.STEP_S: 60.0}
+    assert meter.eta_s(10) is None
+    meter.step(step_s=1.0, data_s=0.0)
+    values = meter.step(step_s=3.0, data_s=1.0)
+    assert values[metrics.TOKENS_PER_S] == 50.0
+    assert values[metrics.DATA_FRACTION] == 0.25
+    assert values[metrics.MFU] == 0.25
+    assert meter.eta_s(10) == 20.0
+
+
+def test_steps_that_are_redone_replace_their_lines_and_a_torn_line_goes(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    sink = JsonlSink(path, attempt="1.0")
+    for step in range(1, 8):
+        sink.write(step, {"x": step})
+    sink.close("FAILED")
+    with path.open("a", encoding="utf-8") as file:
+        file.write('{"step": 8, "x')
+    rewind_jsonl(path, step=4)
+    sink = JsonlSink(path, attempt="1.1")
+    sink.write(5, {"x": 50})
+    sink.close("FINISHED")
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert [(line["step"], line["x"]) for line in lines] == [(1, 1), (2, 2), (3, 3), (4, 4), (5, 50)]
+
+
+class Broken:
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        raise OSError("disk full")
+
+    def close(self, outcome: str) -> None:
+        raise OSError("disk full")
+
+
+def test_a_sink_that_fails_is_switched_off_and_the_others_go_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sinks = Sinks([Broken(), JsonlSink(tmp_path / "m.jsonl", attempt="1.0")])
+    sinks.write(1, {})
+    sinks.write(2, {})
+    sinks.close("FINISHED")
+    assert len((tmp_path / "m.jsonl").read_text(encoding="utf-8").splitlines()) == 2
+    assert caplog.text.count("disk full") == 1
+
+
+def test_all_attempts_write_to_one_wandb_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run_dir = RunDir(tmp_path / "run")
+    run_dir.root.mkdir()
+    for step in (1, 2):
+        sink = WandbSink(MonitorSection(wandb="offline"), run_dir, name="n", config={"a": 1})
+        sink.write(step, {metrics.LOSS: 1.0})
+        sink.close("FINISHED")
+    run_id = run_dir.wandb_id_path.read_text(encoding="utf-8")
+    directories = list(run_dir.wandb_dir.glob("offline-run-*"))
+    assert directories
+    assert all(directory.name.endswith(run_id) for directory in directories)
+
+
+def test_a_number_that_is_not_finite_is_named() -> None:
+    assert check_finite(step=7, loss=1.0, grad_norm=None) is None
+    assert "loss of step 7 is nan" in str(check_finite(step=7, loss=float("nan"), grad_norm=1.0))
+    assert "gradient norm of step 7 is inf" in str(check_finite(step=7, loss=1.0, grad_norm=float("inf")))
