@@ -19,9 +19,7 @@ def main() -> int:
             manifest = read_manifest(str(dataset))
             entries = [entry for split in manifest.splits.values() for entry in split]
             vocab_size = manifest.tokenizer.vocab_size
-            problems = [
-                line for e in entries for line in verify_shard(dataset / e.path, e, vocab_size=vocab_size)
-            ]
+            problems = [line for e in entries for line in verify_shard(dataset / e.path, e, vocab_size=vocab_size)]
         except ToolkitError as error:
             problems, entries = [str(error)], []
         for problem in problems:

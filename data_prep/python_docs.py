@@ -20,12 +20,8 @@ PSF, BSD = "PSF-2.0", "BSD-3-Clause"
 
 def main() -> None:
     """Write the corpus and say what is in it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--out", default="data/python-docs.jsonl", help="JSON lines to write (default: %(default)s)"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", default="data/python-docs.jsonl", help="JSON lines to write (default: %(default)s)")
     out = parser.parse_args().out
     library = Path(sysconfig.get_paths()["stdlib"])
     records = [*read_modules(library, licence=PSF), *read_topics(library)]

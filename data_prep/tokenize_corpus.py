@@ -13,15 +13,11 @@ from toolkit.errors import ToolkitError
 
 def main() -> int:
     """Prepare, and say what came out."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "inputs", nargs="+", help="files or directories (.jsonl[.gz|.zst], .parquet, .txt), datasets:NAME"
     )
-    parser.add_argument(
-        "--tokenizer", required=True, help="tokenizer.json, a directory with one, or a name on the Hub"
-    )
+    parser.add_argument("--tokenizer", required=True, help="tokenizer.json, a directory with one, or a name on the Hub")
     parser.add_argument("--out", type=Path, required=True, help="directory of the dataset")
     parser.add_argument("--column", default="text", help="field that holds the text (default: %(default)s)")
     parser.add_argument(

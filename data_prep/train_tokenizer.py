@@ -14,13 +14,9 @@ def main() -> int:
     parser.add_argument(
         "inputs", nargs="+", help="files or directories (.jsonl[.gz|.zst], .parquet, .txt), datasets:NAME"
     )
-    parser.add_argument(
-        "--vocab-size", type=int, default=32_000, help="tokens to learn (default: %(default)s)"
-    )
+    parser.add_argument("--vocab-size", type=int, default=32_000, help="tokens to learn (default: %(default)s)")
     parser.add_argument("--column", default="text", help="field that holds the text (default: %(default)s)")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="tokenizer.json to write; one that exists is kept"
-    )
+    parser.add_argument("--out", type=Path, required=True, help="tokenizer.json to write; one that exists is kept")
     asked = parser.parse_args()
     if asked.out.is_file():
         print(f"{asked.out}: exists, kept (delete it to train another)")
@@ -30,11 +26,7 @@ def main() -> int:
     except ToolkitError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    short = (
-        f" (the text gives no more than that, {asked.vocab_size} were asked for)"
-        if size < asked.vocab_size
-        else ""
-    )
+    short = f" (the text gives no more than that, {asked.vocab_size} were asked for)" if size < asked.vocab_size else ""
     print(f"{asked.out}: {size} tokens{short}")
     return 0
 

@@ -6,7 +6,27 @@ from pathlib import Path
 from toolkit.data.manifest import Manifest
 from toolkit.data.tokens import Preparation, prepare, train_tokenizer
 
-WORDS = "the cat sat on a mat and the dog ran to the old red barn near our small house".split()
+WORDS = [
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "a",
+    "mat",
+    "and",
+    "the",
+    "dog",
+    "ran",
+    "to",
+    "the",
+    "old",
+    "red",
+    "barn",
+    "near",
+    "our",
+    "small",
+    "house",
+]
 
 
 def make_texts(count: int = 300) -> list[str]:

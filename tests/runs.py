@@ -19,7 +19,13 @@ def submit(root: Path, dataset: Path, *arguments: str, name: str = "tiny") -> su
     settings = [f"run.root={root}", f"data.path={dataset}", "model.vocab_size=320"]
     environ = {**os.environ, "HOME": str(root)}
     return subprocess.run(
-        [*command, *settings], cwd=CHECKOUT, env=environ, capture_output=True, text=True, check=False, timeout=200
+        [*command, *settings],
+        cwd=CHECKOUT,
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
 
 from toolkit.errors import ToolkitError, TryAgainError
 
@@ -84,9 +85,7 @@ class World:
         _export_names(place, device=self.device)
         timeout = timedelta(seconds=timeout_s)
         backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
-        dist.init_process_group(
-            backend, store=self._store, rank=self.rank, world_size=self.size, timeout=timeout
-        )
+        dist.init_process_group(backend, store=self._store, rank=self.rank, world_size=self.size, timeout=timeout)
         self._control = dist.new_group(backend="gloo", timeout=timeout)
         self._hosts = self.gather(place.node)
 
@@ -170,9 +169,9 @@ def _choose_device(place: Place) -> torch.device:
     return torch.device("cuda", index)
 
 
-def _open_store(place: Place, *, timeout_s: float) -> "dist.TCPStore":
+def _open_store(place: Place, *, timeout_s: float) -> TCPStore:
     try:
-        return dist.TCPStore(
+        return TCPStore(
             place.master_addr,
             place.master_port,
             place.world_size,

@@ -29,7 +29,15 @@ def test_a_run_on_two_nodes_finishes_and_the_sbatch_template_goes_on_with_it(tmp
     assert run["attempts"][-1]["nodes"] == ("node1", "node2")
     assert len(losses(run_dir)) == 20
     environ = {**os.environ, "RUN_DIR": str(run_dir.root), "TOOLKIT_PYTHON": sys.executable}
-    command = ["sbatch", "--parsable", "--wait", "--nodes=2", "--time=10", "--output=/dev/null", "sbatch/train.sbatch"]
+    command = [
+        "sbatch",
+        "--parsable",
+        "--wait",
+        "--nodes=2",
+        "--time=10",
+        "--output=/dev/null",
+        "sbatch/train.sbatch",
+    ]
     again = subprocess.run(command, cwd=CHECKOUT, env=environ, capture_output=True, text=True, check=False, timeout=120)
     assert again.returncode == 0, again.stderr
     log = run_dir.rank_log_path(f"{again.stdout.strip()}.0", rank=0).read_text(encoding="utf-8")
@@ -58,7 +66,9 @@ def test_a_killed_rank_ends_the_job_and_is_named(tmp_path: Path, dataset: Path) 
     wait_for_step(run_dir, 3)
     job = SlurmCluster()
     job_id = run_dir.job_path.read_text(encoding="utf-8").split('"job_id": "')[1].split('"')[0]
-    found = subprocess.run(["pgrep", "-f", f"toolkit.launch.job {run_dir.root}$"], capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        ["pgrep", "-f", f"toolkit.launch.job {run_dir.root}$"], capture_output=True, text=True, check=True
+    )
     pids = [pid for pid in found.stdout.split() if _rank_of(pid) == "1"]
     subprocess.run(["kill", "-9", *pids], check=True)
     run = wait(run_dir)

@@ -25,9 +25,7 @@ def run_ranks(function: Callable[..., Any], *, world_size: int, args: tuple[Any,
     port = free_port()
     pipes = [context.Pipe(duplex=False) for _ in range(world_size)]
     processes = [
-        context.Process(
-            target=_rank, args=(rank, world_size, port, pipes[rank][1], function, args), daemon=True
-        )
+        context.Process(target=_rank, args=(rank, world_size, port, pipes[rank][1], function, args), daemon=True)
         for rank in range(world_size)
     ]
     for process in processes:
@@ -52,9 +50,7 @@ def _receive(receiver: Any) -> tuple[bool, Any]:
         return False, "died"
 
 
-def _rank(
-    rank: int, world_size: int, port: int, sender: Any, function: Callable[..., Any], args: Any
-) -> None:
+def _rank(rank: int, world_size: int, port: int, sender: Any, function: Callable[..., Any], args: Any) -> None:
     os.environ.update(OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo")
     import torch
 

@@ -26,9 +26,7 @@ OTHER = [
 ]
 
 
-def run(
-    where: Layout, steps: range, checkpoints_dir: Path | None, *, tied: bool, precision: str
-) -> list[float]:
+def run(where: Layout, steps: range, checkpoints_dir: Path | None, *, tied: bool, precision: str) -> list[float]:
     stages, replicas, zero_stage = where
     cfg = make_config(stages=stages, replicas=replicas, zero_stage=zero_stage, tied=tied, precision=precision)
     results = run_ranks(train, world_size=stages * replicas, args=(cfg, steps, checkpoints_dir))
@@ -38,9 +36,7 @@ def run(
 
 @pytest.mark.parametrize("where", SAME)
 @pytest.mark.parametrize(("tied", "precision"), [(False, "fp32"), (True, "bf16")])
-def test_resume_on_the_same_layout_is_bit_exact(
-    where: Layout, tied: bool, precision: str, tmp_path: Path
-) -> None:
+def test_resume_on_the_same_layout_is_bit_exact(where: Layout, tied: bool, precision: str, tmp_path: Path) -> None:
     if precision == "bf16" and where[2] == 0:
         pytest.skip("ZeRO 0 with bf16 is refused")
     whole = run(where, range(NUM_STEPS), None, tied=tied, precision=precision)

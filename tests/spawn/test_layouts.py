@@ -23,9 +23,7 @@ LAYOUTS = [
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize(("stages", "replicas", "zero_stage"), LAYOUTS)
-def test_every_layout_agrees_with_a_plain_loop(
-    stages: int, replicas: int, zero_stage: int, tied: bool
-) -> None:
+def test_every_layout_agrees_with_a_plain_loop(stages: int, replicas: int, zero_stage: int, tied: bool) -> None:
     cfg = make_config(stages=stages, replicas=replicas, zero_stage=zero_stage, tied=tied)
     wanted = reference_losses(cfg)
     assert wanted[-1] < 0.6 * wanted[0], "the reference does not learn, so agreeing with it shows nothing"

@@ -132,9 +132,7 @@ def load(engine: Any, weights: Weights, checkpoint_dir: Path, *, world: World, e
     problems = layout.check_parts(checkpoint_dir, mine) or _compare_checksums(checkpoint_dir, mine)
     told = [line for lines in world.gather(problems) for line in lines]
     if told:
-        raise CheckpointError(
-            "the checkpoint is damaged\n  " + "\n  ".join(told) + "\n  delete it to use an older one"
-        )
+        raise CheckpointError("the checkpoint is damaged\n  " + "\n  ".join(told) + "\n  delete it to use an older one")
     with TensorReader(checkpoint_dir, index) as reader:
         write_state(engine, weights, reader.read, step=index.step)
     return index
@@ -154,9 +152,7 @@ def _raise_foreign(checkpoint_dir: Path, index: Index, expected: Index) -> None:
     if differing:
         lines = [f"{name}: {getattr(index, name)} then, {getattr(expected, name)} now" for name in differing]
         raise CheckpointError(
-            f"{checkpoint_dir} belongs to another run\n  "
-            + "\n  ".join(lines)
-            + "\n  give the run another run.name"
+            f"{checkpoint_dir} belongs to another run\n  " + "\n  ".join(lines) + "\n  give the run another run.name"
         )
 
 
@@ -184,11 +180,9 @@ class TensorReader:
         """Read one full fp32 tensor."""
         path = self._paths.get(name)
         if path is None:
-            raise CheckpointError(
-                f"{self._dir} has no parameter {name}; it has {', '.join(self.names()[:5])} ..."
-            )
+            raise CheckpointError(f"{self._dir} has no parameter {name}; it has {', '.join(self.names()[:5])} ...")
         if path not in self._open:
-            self._open[path] = safe_open(self._dir / path, framework="pt").__enter__()
+            self._open[path] = safe_open(self._dir / path, framework="pt").__enter__()  # type: ignore[no-untyped-call]
         return self._open[path].get_tensor(f"{kind}/{name}")  # type: ignore[no-any-return]
 
 

@@ -42,9 +42,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m toolkit", description="Submit training runs and look after them."
-    )
+    parser = argparse.ArgumentParser(prog="python -m toolkit", description="Submit training runs and look after them.")
     verbs = parser.add_subparsers(required=True, metavar="VERB", title="verbs")
     _add_submit(verbs)
     plan = _add(verbs, "plan", _plan, "say what a run would need and how fast it would go; submits nothing")
@@ -68,36 +66,24 @@ def _parser() -> argparse.ArgumentParser:
     generate = _add(verbs, "generate", _generate, "continue a text with the newest checkpoint of a run")
     generate.add_argument("run", help="name of a run")
     generate.add_argument("--prompt", required=True, help="text to continue")
-    generate.add_argument(
-        "--tokens", type=int, default=64, help="tokens to add at most (default: %(default)s)"
-    )
-    generate.add_argument(
-        "--temperature", type=float, default=0.8, help="0: the likeliest (default: %(default)s)"
-    )
+    generate.add_argument("--tokens", type=int, default=64, help="tokens to add at most (default: %(default)s)")
+    generate.add_argument("--temperature", type=float, default=0.8, help="0: the likeliest (default: %(default)s)")
     generate.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
     for verb in (status, logs, cancel, sync, generate):
-        verb.add_argument(
-            "--root", type=Path, default=Path("runs"), help="directory of runs (default: %(default)s)"
-        )
+        verb.add_argument("--root", type=Path, default=Path("runs"), help="directory of runs (default: %(default)s)")
     return parser
 
 
 def _add(verbs: Any, name: str, function: Any, text: str) -> argparse.ArgumentParser:
-    verb: argparse.ArgumentParser = verbs.add_parser(
-        name, help=text, description=text[0].upper() + text[1:] + "."
-    )
+    verb: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     verb.set_defaults(verb=function)
     return verb
 
 
 def _add_submit(verbs: Any) -> None:
-    verb = _add(
-        verbs, "submit", _submit, "check, freeze and submit a run; of a run that was stopped: go on with it"
-    )
+    verb = _add(verbs, "submit", _submit, "check, freeze and submit a run; of a run that was stopped: go on with it")
     _add_config_arguments(verb)
-    verb.add_argument(
-        "--dry-run", action="store_true", help="print plan, script and run directory; submit nothing"
-    )
+    verb.add_argument("--dry-run", action="store_true", help="print plan, script and run directory; submit nothing")
     verb.add_argument(
         "--follow", action="store_true", help="show progress until the job ends; Ctrl-C leaves it running"
     )
@@ -105,16 +91,10 @@ def _add_submit(verbs: Any) -> None:
 
 def _add_config_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("config", nargs="?", help="configuration (default: configs/default.yaml)")
-    verb.add_argument(
-        "settings", nargs="*", metavar="key.path=value", help="change a value, e.g. optim.peak_lr=2e-4"
-    )
+    verb.add_argument("settings", nargs="*", metavar="key.path=value", help="change a value, e.g. optim.peak_lr=2e-4")
     verb.add_argument("--nodes", type=int, help="nodes of the job")
-    verb.add_argument(
-        "--gpus-per-node", type=int, help="ranks a node (default: all its GPUs; 1 where it has none)"
-    )
-    verb.add_argument(
-        "--time", help="time limit of a job: 30m, 12h, 2-00:00:00 (default: the partition's maximum)"
-    )
+    verb.add_argument("--gpus-per-node", type=int, help="ranks a node (default: all its GPUs; 1 where it has none)")
+    verb.add_argument("--time", help="time limit of a job: 30m, 12h, 2-00:00:00 (default: the partition's maximum)")
     verb.add_argument("--partition", help="partition (default: the cluster's)")
     verb.add_argument("--name", help="name of the run (default: run.name of the configuration)")
 
@@ -190,9 +170,7 @@ def _cancel(asked: argparse.Namespace) -> None:
     run_dir = _find(asked)
     job = submit.find_job(run_dir)
     if job is None or not job[0].state(job[1]).state.is_live:
-        raise RunError(
-            f"run {run_dir.name} has no live job\n  `python -m toolkit status {run_dir.name}` shows it"
-        )
+        raise RunError(f"run {run_dir.name} has no live job\n  `python -m toolkit status {run_dir.name}` shows it")
     job[0].cancel(job[1])
     print(f"run {run_dir.name}: job {job[1]} is being cancelled")
 

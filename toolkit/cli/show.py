@@ -113,11 +113,7 @@ def print_run(run_dir: RunDir, console: Console, *, as_json: bool) -> None:
                   f"validation {_number(run['validation_loss'])}; "
                   f"always guessing by unigram frequencies {_number(run['unigram_loss'])}")  # fmt: skip
     for attempt in run["attempts"]:
-        steps = (
-            f"steps {attempt['first_step']}-{attempt['last_step']}"
-            if attempt["last_step"] is not None
-            else ""
-        )
+        steps = f"steps {attempt['first_step']}-{attempt['last_step']}" if attempt["last_step"] is not None else ""
         console.print(
             f"attempt {attempt['attempt']}: {attempt['outcome']} {steps} {attempt['reason']} [{attempt['layout']}]",
             markup=False,
@@ -155,9 +151,7 @@ def _number(value: float | None) -> str:
 
 def print_config(loaded: Loaded, console: Console, *, origin: bool, as_json: bool) -> None:
     """Print every value, with where it comes from if asked."""
-    values = {
-        f"{s}.{key}": value for s, section in to_dict(loaded.config).items() for key, value in section.items()
-    }
+    values = {f"{s}.{key}": value for s, section in to_dict(loaded.config).items() for key, value in section.items()}
     if as_json:
         rows = {key: {"value": value, "origin": loaded.origins[key]} for key, value in values.items()}
         print_json(rows if origin else values)
@@ -221,9 +215,9 @@ def follow(run_dir: RunDir, console: Console) -> None:
         )
         return
     print_run(run_dir, console, as_json=False)
-    status = job_status(run_dir)
-    if status is None or status.state.value != "COMPLETED":
-        raise RunError(f"run {run_dir.name} did not finish: {status.state.value if status else 'no job'}")
+    last = job_status(run_dir)
+    if last is None or last.state.value != "COMPLETED":
+        raise RunError(f"run {run_dir.name} did not finish: {last.state.value if last else 'no job'}")
 
 
 def _numbers(values: dict[str, Any], num_steps: int) -> str:

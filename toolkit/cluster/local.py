@@ -47,9 +47,7 @@ class LocalCluster:
     def submit(self, spec: JobSpec, *, script_path: Path) -> str:
         """Start a controller for the job."""
         if spec.nodes > MAX_NODES:
-            raise ClusterError(
-                f"{spec.nodes} nodes\n  this machine emulates at most {MAX_NODES}\n  use fewer --nodes"
-            )
+            raise ClusterError(f"{spec.nodes} nodes\n  this machine emulates at most {MAX_NODES}\n  use fewer --nodes")
         job_id, job_dir = self._new_job_dir()
         script = self.render(spec)
         storage.write_atomic(str(script_path), script.encode())
@@ -154,9 +152,7 @@ class LocalCluster:
                 break
             time.sleep(0.02)
         tail = (job_dir / "controller.log").read_text(encoding="utf-8", errors="replace")[-2000:]
-        raise ClusterError(
-            f"the controller of job {job_dir.name} did not start\n  {tail or 'it said nothing'}"
-        )
+        raise ClusterError(f"the controller of job {job_dir.name} did not start\n  {tail or 'it said nothing'}")
 
 
 def read_state(job_dir: Path) -> dict[str, Any] | None:
@@ -175,11 +171,11 @@ def write_state(job_dir: Path, fields: Mapping[str, Any]) -> None:
 
 def _is_running(known: Mapping[str, Any]) -> bool:
     if not known.get("pid"):  # just submitted
-        return time.time() - known.get("submit_time", 0.0) < _START_S
+        return bool(time.time() - known["submit_time"] < _START_S)
     try:
         process = psutil.Process(known["pid"])
         same = abs(process.create_time() - known["pid_time"]) < 1.0
-        return same and process.status() != psutil.STATUS_ZOMBIE
+        return bool(same and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 

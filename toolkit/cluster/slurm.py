@@ -114,13 +114,9 @@ class SlurmCluster:
         """Run a command of Slurm; try again while the controller does not answer."""
         for attempt in range(_TRIES):
             try:
-                done = subprocess.run(
-                    command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S
-                )
+                done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
             except FileNotFoundError:
-                raise ClusterError(
-                    f"cannot {act}: there is no {command[0]} here\n  use a login node"
-                ) from None
+                raise ClusterError(f"cannot {act}: there is no {command[0]} here\n  use a login node") from None
             if done.returncode == 0:
                 return done.stderr if keep_stderr else done.stdout
             if not any(mark in done.stderr for mark in _PASSING) or attempt == _TRIES - 1:

@@ -34,9 +34,7 @@ def _model(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
         what = f"model.hidden_size / num_attention_heads = {model.head_dim}"
         yield "model.hidden_size", what, "rotary positions turn pairs: the width of a head must be even", ""
     if model.num_attention_heads % model.kv_heads:
-        what = (
-            f"model.num_key_value_heads={model.kv_heads} with num_attention_heads={model.num_attention_heads}"
-        )
+        what = f"model.num_key_value_heads={model.kv_heads} with num_attention_heads={model.num_attention_heads}"
         yield "model.num_key_value_heads", what, "key-value heads must divide the query heads", ""
 
 
@@ -79,11 +77,7 @@ def _batch(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
         near = max(1, round(tokens / seq_len)) * seq_len
         yield "batch.tokens_per_step", what, "a step holds whole samples", f"set batch.tokens_per_step={near}"
         return
-    if (
-        cfg.parallel.stages is None
-        or cfg.cluster.gpus_per_node is None
-        or cfg.world_size % cfg.parallel.stages
-    ):
+    if cfg.parallel.stages is None or cfg.cluster.gpus_per_node is None or cfg.world_size % cfg.parallel.stages:
         return
     unit = cfg.replicas * (cfg.batch.micro_batch or 1)
     if cfg.samples_per_step % unit:

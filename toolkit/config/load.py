@@ -128,14 +128,8 @@ def _read_file(path: Path, layers: _Layers, known: Mapping[str, Any], *, above: 
         layers.complain(f"{path} cannot be read: {error.strerror}", origin, "a configuration file must exist")
         return
     except yaml.YAMLError as error:
-        line = (
-            error.problem_mark.line + 1
-            if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark
-            else 1
-        )
-        layers.complain(
-            f"not YAML: {getattr(error, 'problem', error)}", f"{path}:{line}", "correct the syntax"
-        )
+        line = error.problem_mark.line + 1 if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark else 1
+        layers.complain(f"not YAML: {getattr(error, 'problem', error)}", f"{path}:{line}", "correct the syntax")
         return
     if root is None:
         return
@@ -160,14 +154,10 @@ def _entries(node: yaml.MappingNode, path: Path, layers: _Layers) -> dict[str, y
     return entries
 
 
-def _read_section(
-    section: str, node: yaml.Node, path: Path, layers: _Layers, known: Mapping[str, Any]
-) -> None:
+def _read_section(section: str, node: yaml.Node, path: Path, layers: _Layers, known: Mapping[str, Any]) -> None:
     sections = sorted({key.split(".")[0] for key in known})
     if section not in sections:
-        layers.complain(
-            f"unknown section {section}", _at(path, node), *_suggest(section, [*sections, _BASE, *known])
-        )
+        layers.complain(f"unknown section {section}", _at(path, node), *_suggest(section, [*sections, _BASE, *known]))
     elif isinstance(node, yaml.ScalarNode) and not node.value:
         return  # an empty section
     elif not isinstance(node, yaml.MappingNode):

@@ -186,7 +186,7 @@ class ClusterSection:
     gpus_per_node: Count | None = None
     """Ranks a node. None: as many GPUs as the partition's nodes have; 1 on emulated nodes."""
     gpu_type: str | None = None
-    """Kind of GPU the planner reckons with, and Slurm's gres type where the site has several. None: read from the cluster."""
+    """Kind of GPU the planner reckons with, and Slurm's gres type. None: read from the cluster."""
     time_limit: Duration | None = None
     """Wall time of one job (30m, 12h, 2-00:00:00). None: the partition's maximum."""
     partition: str | None = None

@@ -13,9 +13,7 @@ from toolkit.topology import BatchShape
 class StepLoader:
     """Gives the micro-batches of any step; it has no state, so a resume needs only the step's number."""
 
-    def __init__(
-        self, stream: TokenStream, *, seq_len: int, batch: BatchShape, seed: int, shuffle: bool
-    ) -> None:
+    def __init__(self, stream: TokenStream, *, seq_len: int, batch: BatchShape, seed: int, shuffle: bool) -> None:
         self.num_samples = count_samples(stream.num_tokens, seq_len=seq_len)
         if self.num_samples == 0:
             raise DataError(f"{stream.num_tokens} tokens hold no sample of data.seq_len={seq_len} + 1 tokens")

@@ -87,19 +87,14 @@ def read_manifest(dataset_dir: str) -> Manifest:
         with storage.open_file(path, "rb") as file:
             fields = json.loads(file.read())
         if fields["format_version"] != FORMAT_VERSION:
-            raise DataError(
-                f"{path} has format {fields['format_version']}; this toolkit reads {FORMAT_VERSION}"
-            )
+            raise DataError(f"{path} has format {fields['format_version']}; this toolkit reads {FORMAT_VERSION}")
         splits = {
-            name: tuple(ShardEntry(**entry) for entry in entries)
-            for name, entries in fields.pop("splits").items()
+            name: tuple(ShardEntry(**entry) for entry in entries) for name, entries in fields.pop("splits").items()
         }
         tokenizer = TokenizerIdentity(**fields.pop("tokenizer"))
         return Manifest(**fields, tokenizer=tokenizer, splits=splits)
     except FileNotFoundError as error:
-        state = (
-            "is unfinished: it has no" if storage.exists(dataset_dir) else "does not exist, so there is no"
-        )
+        state = "is unfinished: it has no" if storage.exists(dataset_dir) else "does not exist, so there is no"
         raise DataError(
             f"token dataset {dataset_dir} {state} {NAME}\n  a complete dataset has one\n"
             f"  make it: python data_prep/tokenize_corpus.py TEXT --tokenizer TOKENIZER --out {dataset_dir}"

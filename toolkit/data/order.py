@@ -9,9 +9,7 @@ _ROUNDS = 4
 _MASK64 = (1 << 64) - 1
 
 
-def sample_indices(
-    step: int, *, num_samples: int, samples_per_step: int, seed: int, shuffle: bool
-) -> Indices:
+def sample_indices(step: int, *, num_samples: int, samples_per_step: int, seed: int, shuffle: bool) -> Indices:
     """List the samples of a step, in the order of their positions.
 
     Position p = step * samples_per_step + j falls in epoch p // num_samples; each epoch is a
@@ -40,9 +38,7 @@ def permute(places: Indices, *, num_samples: int, seed: int, epoch: int) -> Indi
     splitmix64 does (Steele, Lea and Flood 2014).
     """
     half_bits = max(1, (max(1, num_samples - 1).bit_length() + 1) // 2)
-    keys = np.random.default_rng([seed, epoch, 0]).integers(
-        0, _MASK64, size=_ROUNDS, dtype=np.uint64, endpoint=True
-    )
+    keys = np.random.default_rng([seed, epoch, 0]).integers(0, _MASK64, size=_ROUNDS, dtype=np.uint64, endpoint=True)
     values = places.astype(np.uint64)
     values = _feistel(values, keys, half_bits=half_bits)
     outside = np.flatnonzero(values >= num_samples)
@@ -52,13 +48,12 @@ def permute(places: Indices, *, num_samples: int, seed: int, epoch: int) -> Indi
     return values.astype(np.int64)
 
 
-def _feistel(
-    values: npt.NDArray[np.uint64], keys: npt.NDArray[np.uint64], *, half_bits: int
-) -> npt.NDArray[np.uint64]:
+def _feistel(values: npt.NDArray[np.uint64], keys: npt.NDArray[np.uint64], *, half_bits: int) -> npt.NDArray[np.uint64]:
     shift, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
     left, right = values >> shift, values & mask
     for key in keys:
         mixed = (right + key) * np.uint64(0x9E3779B97F4A7C15)
         mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(0xBF58476D1CE4E5B9)
         left, right = right, left ^ ((mixed ^ (mixed >> np.uint64(29))) & mask)
-    return (left << shift) | right
+    joined: npt.NDArray[np.uint64] = (left << shift) | right
+    return joined

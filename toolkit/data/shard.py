@@ -36,9 +36,7 @@ def write_shard(path: Path, documents: Iterable[npt.ArrayLike], *, dtype: str, n
     assert offsets[-1] <= MAX_TOKENS, f"{offsets[-1]} tokens are too many for one shard"
     flat = np.concatenate(arrays) if arrays else np.empty(0, dtype=dtype)
     if len(flat) and (flat.min() < 0 or flat.max() > np.iinfo(dtype).max):
-        raise DataError(
-            f"{path}: token id {flat.max()} does not fit {dtype}\n  use a tokenizer with fewer ids"
-        )
+        raise DataError(f"{path}: token id {flat.max()} does not fit {dtype}\n  use a tokenizer with fewer ids")
     column = pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(flat.astype(dtype)))
     batch = pa.record_batch([column], names=[_COLUMN])
     partial = path.with_name(path.name + ".partial")
@@ -68,9 +66,7 @@ class Shard:
         except (OSError, pa.ArrowInvalid) as error:
             raise DataError(f"{path} is no token shard: {str(error).splitlines()[0]}") from error
         if len(batches) != 1 or batches[0].schema.names != [_COLUMN]:
-            raise DataError(
-                f"{path} is no token shard\n  it must hold one record batch with the column {_COLUMN}"
-            )
+            raise DataError(f"{path} is no token shard\n  it must hold one record batch with the column {_COLUMN}")
         column = batches[0].column(0)
         self.tokens: Tokens = column.values.to_numpy(zero_copy_only=True)
         """[num_tokens], uint16 or uint32."""

@@ -75,25 +75,19 @@ def _read_jsonl(name: str, column: str) -> Iterator[Document]:
                 if line.strip():
                     yield _parse(line, f"{name}:{line_number}", column)
     except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
-        raise DataError(
-            f"{name} is cut off or damaged after line {line_number}: {error}\n  copy it again"
-        ) from error
+        raise DataError(f"{name} is cut off or damaged after line {line_number}: {error}\n  copy it again") from error
 
 
 def _parse(line: bytes, origin: str, column: str) -> Document:
     try:
         record = json.loads(line)
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{origin} is not UTF-8 (byte {error.start} of the line)\n  convert the file"
-        ) from error
+        raise DataError(f"{origin} is not UTF-8 (byte {error.start} of the line)\n  convert the file") from error
     except ValueError as error:
         raise DataError(f"{origin} is no JSON: {error}\n  each line must be one JSON object") from error
     if not isinstance(record, dict) or not isinstance(record.get(column), str):
         fields = ", ".join(record) if isinstance(record, dict) else type(record).__name__
-        raise DataError(
-            f"{origin} has no text in field {column!r}; it has: {fields}\n  name the field: --column FIELD"
-        )
+        raise DataError(f"{origin} has no text in field {column!r}; it has: {fields}\n  name the field: --column FIELD")
     return Document(record[column], origin)
 
 
@@ -102,7 +96,7 @@ def _open(name: str) -> IO[bytes]:
     if name.endswith(".gz"):
         return gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]
     if name.endswith(".zst"):
-        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw))  # type: ignore[type-var,return-value]
+        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw))
     return raw
 
 
@@ -112,18 +106,14 @@ def _read_parquet(name: str, column: str) -> Iterator[Document]:
             file = pq.ParquetFile(raw)
             if column not in file.schema_arrow.names:
                 names = ", ".join(file.schema_arrow.names)
-                raise DataError(
-                    f"{name} has no column {column!r}; it has: {names}\n  name the column: --column NAME"
-                )
+                raise DataError(f"{name} has no column {column!r}; it has: {names}\n  name the column: --column NAME")
             row = 0
             for batch in file.iter_batches(columns=[column]):
                 for text in batch.column(0).to_pylist():
                     yield Document(text or "", f"{name}:row {row}")
                     row += 1
     except (pa.ArrowInvalid, StorageError) as error:
-        raise DataError(
-            f"{name} is no Parquet file, or a damaged one: {str(error).splitlines()[0]}"
-        ) from error
+        raise DataError(f"{name} is no Parquet file, or a damaged one: {str(error).splitlines()[0]}") from error
 
 
 def _read_text(name: str, column: str) -> Iterator[Document]:
@@ -147,9 +137,7 @@ def _read_hub(name: str, column: str) -> Iterator[Document]:
             f"{name} cannot be loaded: {error}\n  check the name; compute nodes may have no network"
         ) from error
     if column not in rows.column_names:
-        raise DataError(
-            f"{name} has no column {column!r}; it has: {', '.join(rows.column_names)}\n  use --column NAME"
-        )
+        raise DataError(f"{name} has no column {column!r}; it has: {', '.join(rows.column_names)}\n  use --column NAME")
     for number, row in enumerate(rows):
         yield Document(row[column] or "", f"{name}:row {number}")
 

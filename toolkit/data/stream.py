@@ -24,15 +24,11 @@ class TokenStream:
 
     def __init__(self, dataset_dir: str, shards: Sequence[ShardEntry]) -> None:
         if not storage.is_local(dataset_dir):
-            raise DataError(
-                f"{dataset_dir}: shards are read from local or mounted paths\n  copy the dataset first"
-            )
+            raise DataError(f"{dataset_dir}: shards are read from local or mounted paths\n  copy the dataset first")
         self._dir = storage.local_path(dataset_dir)
         self._shards = tuple(shards)
         self._ends = np.cumsum([shard.num_tokens for shard in shards], dtype=np.int64)
-        self._open = functools.lru_cache(maxsize=None)(
-            lambda number: Shard(self._dir / self._shards[number].path)
-        )
+        self._open = functools.lru_cache(maxsize=None)(lambda number: Shard(self._dir / self._shards[number].path))
 
     @property
     def num_tokens(self) -> int:
@@ -41,7 +37,7 @@ class TokenStream:
 
     def read(self, start: int, count: int) -> Tokens:
         """Read tokens [start, start + count): a view where one shard holds them all."""
-        assert 0 <= start and start + count <= self.num_tokens, f"[{start}, +{count}) of {self.num_tokens}"
+        assert 0 <= start <= start + count <= self.num_tokens, f"[{start}, +{count}) of {self.num_tokens}"
         number = int(np.searchsorted(self._ends, start, side="right"))
         pieces = []
         while count:

@@ -121,9 +121,7 @@ def _write_dataset(
     identity = _identify(asked.tokenizer, tokenizer)
     dtype = "uint16" if identity.vocab_size <= 2**16 else "uint32"
     writers = {
-        name: _SplitWriter(
-            target, name, dtype=dtype, vocab_size=identity.vocab_size, limit=asked.tokens_per_shard
-        )
+        name: _SplitWriter(target, name, dtype=dtype, vocab_size=identity.vocab_size, limit=asked.tokens_per_shard)
         for name in ("train", "validation")
     }
     for name, ids in _encode(asked, inputs, tokenizer, identity.eos_id):
@@ -188,9 +186,7 @@ def _encode(
 ) -> Iterator[tuple[str, npt.NDArray[np.uint32]]]:
     numbered = enumerate(_read_all(inputs, column=asked.column))
     while batch := list(itertools.islice(numbered, _BATCH)):
-        encodings = tokenizer.encode_batch_fast(
-            [document.text for _, document in batch], add_special_tokens=False
-        )
+        encodings = tokenizer.encode_batch_fast([document.text for _, document in batch], add_special_tokens=False)
         for (number, document), encoding in zip(batch, encodings, strict=True):
             yield _side(asked, document, number), np.array([*encoding.ids, eos_id], dtype=np.uint32)
 
@@ -211,9 +207,7 @@ def _identify(name: str, tokenizer: Any) -> TokenizerIdentity:
     eos_ids = [tokenizer.token_to_id(token) for token in (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>")]
     eos_id = next((token_id for token_id in eos_ids if token_id is not None), None)
     if eos_id is None:
-        raise DataError(
-            f"tokenizer {name} has no end-of-text token\n  one of {END_OF_TEXT}, </s> must be in it"
-        )
+        raise DataError(f"tokenizer {name} has no end-of-text token\n  one of {END_OF_TEXT}, </s> must be in it")
     return TokenizerIdentity(
         name=Path(name).name,
         vocab_size=tokenizer.get_vocab_size(),
@@ -234,9 +228,7 @@ def _provenance(asked: Preparation, inputs: list[str], tokenizer: Any) -> dict[s
 
 
 def _stamp(name: str) -> dict[str, Any]:
-    return (
-        {} if name.startswith("datasets:") else {"bytes": storage.size(name), "xxh3": storage.checksum(name)}
-    )
+    return {} if name.startswith("datasets:") else {"bytes": storage.size(name), "xxh3": storage.checksum(name)}
 
 
 def _raise_different(out_dir: Path, then: Any, now: dict[str, Any]) -> None:
@@ -254,7 +246,7 @@ def _describe_for_datasets(target: Path, writers: Iterable[_SplitWriter], dtype:
     features = {"input_ids": {"feature": {"dtype": dtype, "_type": "Value"}, "_type": "List"}}
     for writer in writers:
         folder = target / writer.name
-        state = {
+        state: dict[str, Any] = {
             "_data_files": [{"filename": Path(entry.path).name} for entry in writer.entries],
             "_fingerprint": writer.entries[0].xxh3[:16],
             "_format_columns": None,
@@ -264,8 +256,6 @@ def _describe_for_datasets(target: Path, writers: Iterable[_SplitWriter], dtype:
             "_split": writer.name,
         }
         (folder / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
-        (folder / "dataset_info.json").write_text(
-            json.dumps({"features": features}, indent=1), encoding="utf-8"
-        )
+        (folder / "dataset_info.json").write_text(json.dumps({"features": features}, indent=1), encoding="utf-8")
     names = json.dumps({"splits": [writer.name for writer in writers]})
     (target / "dataset_dict.json").write_text(names, encoding="utf-8")

@@ -49,9 +49,7 @@ def main(run_root: Path) -> int:
     return EXIT_BUG if outcome.end is End.FAILED else EXIT_DONE
 
 
-def _attempt(
-    cfg: RunConfig, run_dir: RunDir, world: World, stop: StopFlag, formatter: RankFormatter
-) -> Outcome:
+def _attempt(cfg: RunConfig, run_dir: RunDir, world: World, stop: StopFlag, formatter: RankFormatter) -> Outcome:
     record = Attempt(
         attempt=world.place.attempt,
         job_id=world.place.job_id,
@@ -67,15 +65,13 @@ def _attempt(
     sinks.close(outcome.end.value)
     if world.rank == 0:
         log.info("%s at step %d: %s", outcome.end.value, outcome.last_step, outcome.reason)
-        steps = {"first_step": outcome.first_step, "last_step": outcome.last_step}
-        end = replace(record, end_time=time.time(), outcome=outcome.end.value, reason=outcome.reason, **steps)
+        end = replace(record, end_time=time.time(), outcome=outcome.end.value, reason=outcome.reason)
+        end = replace(end, first_step=outcome.first_step, last_step=outcome.last_step)
         end_attempt(run_dir, end)
     return outcome
 
 
-def _surround(
-    cfg: RunConfig, run_dir: RunDir, world: World, stop: StopFlag, formatter: RankFormatter
-) -> Surroundings:
+def _surround(cfg: RunConfig, run_dir: RunDir, world: World, stop: StopFlag, formatter: RankFormatter) -> Surroundings:
     assert cfg.parallel.stages is not None, "parallel.stages is not resolved"
     costs = layer_costs(cfg.model, seq_len=cfg.data.seq_len)
     is_gpu = world.device.type == "cuda"

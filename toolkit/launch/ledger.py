@@ -50,9 +50,7 @@ def read_attempts(run_dir: RunDir) -> list[Attempt]:
 def begin_attempt(run_dir: RunDir, attempt: Attempt) -> None:
     """Add an attempt; one that never told its end was killed."""
     closed = [
-        replace(known, outcome="KILLED", reason="ended without a word")
-        if known.outcome == "RUNNING"
-        else known
+        replace(known, outcome="KILLED", reason="ended without a word") if known.outcome == "RUNNING" else known
         for known in read_attempts(run_dir)
         if known.attempt != attempt.attempt
     ]
@@ -79,8 +77,7 @@ def write_failure(run_dir: RunDir, attempt: str, failure: Failure) -> None:
 def read_failures(run_dir: RunDir, attempt: str) -> list[Failure]:
     """Read the last words of an attempt, causes before echoes, then by time."""
     records: list[dict[str, Any]] = [
-        json.loads(path.read_text(encoding="utf-8"))
-        for path in run_dir.attempt_dir(attempt).glob("*.failure.json")
+        json.loads(path.read_text(encoding="utf-8")) for path in run_dir.attempt_dir(attempt).glob("*.failure.json")
     ]
     failures = [Failure(**record) for record in records]
     return sorted(failures, key=lambda failure: (failure.is_echo, failure.time))

@@ -113,12 +113,10 @@ def refuse_live(run_dir: RunDir) -> None:
         )
 
 
-def _fill_from_cluster(
-    cfg: RunConfig, limits: list[PartitionLimits]
-) -> tuple[RunConfig, PartitionLimits | None]:
+def _fill_from_cluster(cfg: RunConfig, limits: list[PartitionLimits]) -> tuple[RunConfig, PartitionLimits | None]:
     """Take what is open from the partition, and make paths absolute: the job starts elsewhere."""
     named = cfg.cluster.partition
-    partition = next((p for p in limits if p.name == named), None) if named else (limits or [None])[0]
+    partition = next((p for p in limits if p.name == named), None) if named else next(iter(limits), None)
     section = replace(cfg.cluster, nodes=cfg.cluster.nodes)
     if partition is not None:
         gpus = section.gpus_per_node or partition.gpus_per_node or 1
@@ -138,15 +136,11 @@ def _absolute(path: str) -> str:
     return str(storage.local_path(path).absolute()) if storage.is_local(path) else path
 
 
-def _check_partition(
-    cfg: RunConfig, limits: list[PartitionLimits], partition: PartitionLimits | None
-) -> list[Problem]:
+def _check_partition(cfg: RunConfig, limits: list[PartitionLimits], partition: PartitionLimits | None) -> list[Problem]:
     asked = cfg.cluster
     if partition is None:
         names = ", ".join(limit.name for limit in limits)
-        return [
-            Problem(f"there is no partition {asked.partition!r}", f"there are: {names}", "set --partition")
-        ]
+        return [Problem(f"there is no partition {asked.partition!r}", f"there are: {names}", "set --partition")]
     problems = []
     if asked.nodes > partition.num_nodes:
         must = f"partition {partition.name} has {partition.num_nodes}"
@@ -168,16 +162,13 @@ def _check_data(cfg: RunConfig) -> list[Problem]:
         problems = [Problem(text, "shards must be as the manifest says", "prepare the dataset again")
                     for text in check_sizes(cfg.data.path, shards)]  # fmt: skip
         if manifest.tokenizer.vocab_size > cfg.model.vocab_size:
-            what = f"model.vocab_size={cfg.model.vocab_size}, the dataset's tokenizer has {manifest.tokenizer.vocab_size}"
-            problems.append(
-                Problem(what, "every token needs a row of the embedding", "raise model.vocab_size")
-            )
+            size = manifest.tokenizer.vocab_size
+            what = f"model.vocab_size={cfg.model.vocab_size}, the dataset's tokenizer has {size}"
+            problems.append(Problem(what, "every token needs a row of the embedding", "raise model.vocab_size"))
         for split in ("train", "validation") if cfg.monitor.eval_every else ("train",):
             if count_samples(manifest.num_tokens(split), seq_len=cfg.data.seq_len) < 1:
                 what = f"the {split} split has {manifest.num_tokens(split)} tokens"
-                problems.append(
-                    Problem(what, f"a sample takes data.seq_len={cfg.data.seq_len} + 1", "use more text")
-                )
+                problems.append(Problem(what, f"a sample takes data.seq_len={cfg.data.seq_len} + 1", "use more text"))
     except DataError as error:
         what, *rest = str(error).split("\n  ")
         return [Problem(what, "; ".join(rest[:-1]), rest[-1] if rest else "")]
@@ -197,11 +188,7 @@ def _check_places(cfg: RunConfig) -> list[Problem]:
             probe.touch()
             probe.unlink()
     except OSError as error:
-        return [
-            Problem(
-                f"cannot write to {error.filename}: {error.strerror}", "the run lives there", "set run.root"
-            )
-        ]
+        return [Problem(f"cannot write to {error.filename}: {error.strerror}", "the run lives there", "set run.root")]
     need, free = layout.bytes_needed(num_parameters(cfg.model)), storage.free_bytes(target)
     if need > free:
         what = f"{target} has {free / 2**30:.1f} GiB free"

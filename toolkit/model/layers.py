@@ -73,9 +73,9 @@ class Attention(nn.Module):
         """Attend: [B, T, D] -> [B, T, D]."""
         num_samples, num_positions, hidden_size = x_BTD.shape
         qkv = self.qkv_proj(x_BTD).view(num_samples, num_positions, -1, self.head_dim)
-        qk_BTHE, v_BTKE = qkv.split([self.num_heads + self.num_kv_heads, self.num_kv_heads], dim=2)
+        qk_BTHE, v_BTKE = torch.split(qkv, [self.num_heads + self.num_kv_heads, self.num_kv_heads], dim=2)
         qk_BHTE = self.rotary(qk_BTHE.transpose(1, 2))
-        q_BHTE, k_BKTE = qk_BHTE.split([self.num_heads, self.num_kv_heads], dim=1)
+        q_BHTE, k_BKTE = torch.split(qk_BHTE, [self.num_heads, self.num_kv_heads], dim=1)
         out_BHTE = F.scaled_dot_product_attention(
             q_BHTE,
             k_BKTE,
@@ -162,7 +162,7 @@ class Block(nn.Module):
 
     def _run(self, x_BTD: Tensor) -> Tensor:
         x_BTD = x_BTD + self.attention(self.input_norm(x_BTD))
-        return x_BTD + self.feed_forward(self.post_norm(x_BTD))
+        return x_BTD + self.feed_forward(self.post_norm(x_BTD))  # type: ignore[no-any-return]
 
 
 def draw_weights(module: nn.Module, *, std: float, seed: int) -> None:

@@ -16,7 +16,7 @@ from toolkit.model.llama import layer_recipes, num_layers, token_loss
 _TIED = "embedding"
 
 
-class Pipeline(PipelineModule):
+class Pipeline(PipelineModule):  # type: ignore[misc]
     """A PipelineModule whose stage s runs the layers `boundaries[s]` to `boundaries[s + 1]`.
 
     Source: deepspeed 0.19.8, runtime/pipe/module.py; `_partition_layers` is its one place that decides.

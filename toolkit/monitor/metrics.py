@@ -6,7 +6,7 @@ speed/mfu: of the devices' 16-bit peak, absent on CPU. speed/data_fraction: part
 memory/peak_gib: of rank 0's device. An unknown figure is absent.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 LOSS = "train/loss"
 GRAD_NORM = "train/grad_norm"
@@ -23,7 +23,7 @@ ETA_S = "eta_s"
 
 def step_line(step: int, *, num_steps: int, values: Mapping[str, float]) -> str:
     """Write the dense line of a step; what is not known is left out."""
-    shown = [
+    shown: list[tuple[str, Callable[[float], str]]] = [
         (LOSS, lambda v: f"loss {v:.3f}"),
         (VALIDATION_LOSS, lambda v: f"validation {v:.3f}"),
         (LEARNING_RATE, lambda v: f"lr {v:.1e}"),

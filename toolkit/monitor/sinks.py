@@ -72,12 +72,10 @@ class ConsoleSink:
 class WandbSink:
     """One W&B run for all attempts: its id belongs to the run directory."""
 
-    def __init__(
-        self, section: MonitorSection, run_dir: RunDir, *, name: str, config: dict[str, Any]
-    ) -> None:
+    def __init__(self, section: MonitorSection, run_dir: RunDir, *, name: str, config: dict[str, Any]) -> None:
         import wandb  # deferred: costs 0.6 s, and many runs go without  # noqa: PLC0415
 
-        mode = section.wandb
+        mode: Any = section.wandb
         if mode == "auto":
             mode = "online" if wandb.login(prompt=False) else "offline"
         self._run = wandb.init(
@@ -131,12 +129,12 @@ class Sinks:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Hand a step to every sink that still works."""
         for sink in list(self._sinks):
-            self._guard(sink, lambda sink=sink: sink.write(step, values))  # type: ignore[misc]
+            self._guard(sink, lambda sink=sink: sink.write(step, values))
 
     def close(self, outcome: str) -> None:
         """Close every sink."""
         for sink in list(self._sinks):
-            self._guard(sink, lambda sink=sink: sink.close(outcome))  # type: ignore[misc]
+            self._guard(sink, lambda sink=sink: sink.close(outcome))
 
     def _guard(self, sink: Sink, act: Any) -> None:
         try:
@@ -204,9 +202,7 @@ def sync_wandb(run_dir: RunDir) -> list[str]:
     Raises:
         RunError: wandb could not send; its own words are in the text.
     """
-    unsent = [
-        path for path in sorted(run_dir.wandb_dir.glob("offline-run-*")) if not list(path.glob("*.synced"))
-    ]
+    unsent = [path for path in sorted(run_dir.wandb_dir.glob("offline-run-*")) if not list(path.glob("*.synced"))]
     if not unsent:
         return []
     # In one call: wandb then sends the attempts of one run one after another, by time of start.

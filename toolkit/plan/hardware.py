@@ -21,9 +21,7 @@ class Hardware:
     """Time a layer takes beside its arithmetic, forward and backward of one micro-batch. assumption."""
 
 
-def _gpu(
-    name: str, bf16_tflops: float, fp32_tflops: float, memory_gb: float, link_gb_per_s: float
-) -> Hardware:
+def _gpu(name: str, bf16_tflops: float, fp32_tflops: float, memory_gb: float, link_gb_per_s: float) -> Hardware:
     return Hardware(
         name=name,
         peak_bf16_flops=bf16_tflops * 1e12,

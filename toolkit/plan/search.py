@@ -145,9 +145,7 @@ def plan_text(plan: Plan) -> str:
         f"{cfg.replicas} replicas x {plan.num_micro_batches} micro-batches of {cfg.batch.micro_batch}",
         f"run        {cfg.run.tokens:,} tokens in {cfg.num_steps:,} steps",
     ]
-    for stage, (memory, first, last) in enumerate(
-        zip(plan.memory, plan.boundaries, plan.boundaries[1:], strict=False)
-    ):
+    for stage, (memory, first, last) in enumerate(zip(plan.memory, plan.boundaries, plan.boundaries[1:], strict=False)):
         lines.append(
             f"stage {stage}    layers {first}-{last - 1}: {memory.total_bytes / 2**30:.2f} GiB a rank "
             f"(states {memory.states_bytes / 2**30:.2f}, activations {memory.activations_bytes / 2**30:.2f})"

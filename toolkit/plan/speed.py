@@ -1,5 +1,6 @@
 """How fast a layout goes: the slowest stage, the bubble, and gradient traffic. Uncalibrated."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,7 +38,7 @@ def estimate_speed(
     Source: Narayanan et al. 2021, arXiv:2104.04473, section 2.2: 1F1B takes (m + p - 1) slots of the
     slowest stage; ring all-reduce moves twice the gradients.
     """
-    bounds = list(zip(boundaries, boundaries[1:], strict=False))
+    bounds = list(itertools.pairwise(boundaries))
     slowest = max(sum(layer.forward_flops_per_token for layer in costs[a:b]) for a, b in bounds)
     largest = max(sum(layer.parameters for layer in costs[a:b]) for a, b in bounds)
     passes = 4.0 if cfg.parallel.recompute else 3.0
@@ -45,9 +46,7 @@ def estimate_speed(
     peak = hardware.peak_bf16_flops if is_bf16 else hardware.peak_fp32_flops
     micro_tokens = (cfg.batch.micro_batch or 1) * cfg.data.seq_len
     deepest = max(b - a for a, b in bounds)
-    slot_s = (
-        passes * slowest * micro_tokens / (peak * hardware.achievable) + hardware.layer_overhead_s * deepest
-    )
+    slot_s = passes * slowest * micro_tokens / (peak * hardware.achievable) + hardware.layer_overhead_s * deepest
     stages = len(bounds)
     traffic = 2.0 * largest * 4.0 * (cfg.replicas - 1) / max(1, cfg.replicas)
     step_s = slot_s * (num_micro_batches + stages - 1) + traffic / hardware.network_bytes_per_s

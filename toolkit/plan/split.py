@@ -37,9 +37,7 @@ def split_layers(costs: Sequence[LayerCost], *, stages: int, split_by: SplitBy) 
     return (*boundaries, len(costs))
 
 
-def _deal(
-    num_blocks: int, blocks_first: int, stages: int, *, first: float, block: float, last: float
-) -> list[int]:
+def _deal(num_blocks: int, blocks_first: int, stages: int, *, first: float, block: float, last: float) -> list[int]:
     """Give `blocks_first` blocks to the first stage, the best number to the last, the rest evenly between."""
     if stages == 1:
         return [num_blocks]

@@ -49,9 +49,7 @@ class Engine(Protocol):
 def batch_shape(cfg: RunConfig) -> BatchShape:
     """Say how the samples of a step fall on the replicas of a resolved configuration."""
     assert cfg.batch.micro_batch is not None, "batch.micro_batch is not resolved"
-    return BatchShape(
-        samples_per_step=cfg.samples_per_step, micro_batch=cfg.batch.micro_batch, replicas=cfg.replicas
-    )
+    return BatchShape(samples_per_step=cfg.samples_per_step, micro_batch=cfg.batch.micro_batch, replicas=cfg.replicas)
 
 
 def deepspeed_config(cfg: RunConfig, *, num_parameters: int) -> dict[str, Any]:
@@ -125,9 +123,7 @@ def build_engine(cfg: RunConfig, *, boundaries: Sequence[int], device: torch.dev
     config = deepspeed_config(cfg, num_parameters=sum(weight.numel() for weight in weights))
     if cfg.parallel.deepspeed_extra:
         log.info("DeepSpeed configuration with deepspeed_extra: %s", config)
-    engine, *_ = deepspeed.initialize(
-        model=module, optimizer=build_optimizer(weights, cfg.optim), config=config
-    )
+    engine, *_ = deepspeed.initialize(model=module, optimizer=build_optimizer(weights, cfg.optim), config=config)
     if isinstance(module, Pipeline):
         return PipelineEngine(engine, module, device=device)
     return PlainEngine(engine, module, device=device)
@@ -179,8 +175,7 @@ class PlainEngine:
         self.deepspeed.eval()
         with torch.no_grad():
             losses = [
-                token_loss(self.deepspeed(tokens), labels)
-                for tokens, labels in _send(micro_batches, self._device)
+                token_loss(self.deepspeed(tokens), labels) for tokens, labels in _send(micro_batches, self._device)
             ]
         return self._mean(losses)
 
@@ -212,9 +207,7 @@ class PipelineEngine:
 
     def eval_loss(self, micro_batches: Sequence[MicroBatch]) -> float:
         """Average the loss without learning."""
-        loss = self.deepspeed.eval_batch(
-            _send(micro_batches, self._device), num_micro_batches=len(micro_batches)
-        )
+        loss = self.deepspeed.eval_batch(_send(micro_batches, self._device), num_micro_batches=len(micro_batches))
         return float(loss)
 
     def named_weights(self) -> list[tuple[str, nn.Parameter]]:

@@ -69,9 +69,7 @@ class Training:
         assert cfg.parallel.stages is not None, "parallel.stages is not resolved"
         self.cfg = cfg
         self.around = around
-        self.replica = Topology(stages=cfg.parallel.stages, replicas=cfg.replicas).replica_of(
-            around.world.rank
-        )
+        self.replica = Topology(stages=cfg.parallel.stages, replicas=cfg.replicas).replica_of(around.world.rank)
         self.engine: Engine = build_engine(cfg, boundaries=around.boundaries, device=around.world.device)
         self.loader = StepLoader(
             TokenStream(cfg.data.path, around.manifest.shards("train")),

@@ -62,7 +62,15 @@ def test_all_mistakes_are_told_at_once_with_file_and_line(tmp_path: Path) -> Non
     with pytest.raises(ConfigError) as caught:
         load_config(path, overrides=["optim.eps=x"])
     text = str(caught.value)
-    for expected in ("bad.yaml:2", "bad.yaml:4", "given twice", "bad.yaml:5", "did you mean parallel", "run is no mapping", "optim.eps"):
+    for expected in (
+        "bad.yaml:2",
+        "bad.yaml:4",
+        "given twice",
+        "bad.yaml:5",
+        "did you mean parallel",
+        "run is no mapping",
+        "optim.eps",
+    ):
         assert expected in text, text
 
 

@@ -1,7 +1,5 @@
 """The order of samples, and what a replica reads of it."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -57,9 +55,7 @@ def test_every_token_of_an_epoch_is_predicted_once(stream: TokenStream, seq_len:
 
 
 @pytest.mark.parametrize(("replicas", "micro_batch"), [(1, 16), (2, 4), (4, 2), (1, 2), (4, 4)])
-def test_the_rows_of_a_step_do_not_depend_on_the_layout(
-    stream: TokenStream, replicas: int, micro_batch: int
-) -> None:
+def test_the_rows_of_a_step_do_not_depend_on_the_layout(stream: TokenStream, replicas: int, micro_batch: int) -> None:
     assert read_step(stream, 3, replicas, micro_batch) == read_step(stream, 3, 1, 1)
 
 

@@ -15,7 +15,12 @@ from toolkit.rundir import RunDir
 
 
 def test_the_step_line_leaves_out_what_is_unknown() -> None:
-    values = {metrics.LOSS: 2.4129, metrics.LEARNING_RATE: 3e-4, metrics.TOKENS_PER_S: 812_400.0, metrics.ETA_S: 33_120.0}
+    values = {
+        metrics.LOSS: 2.4129,
+        metrics.LEARNING_RATE: 3e-4,
+        metrics.TOKENS_PER_S: 812_400.0,
+        metrics.ETA_S: 33_120.0,
+    }
     assert metrics.step_line(1200, num_steps=50_000, values=values) == (
         "step 1200/50000 | loss 2.413 | lr 3.0e-04 | 812k tok/s | eta 9h12m"
     )

@@ -59,23 +59,27 @@ def test_no_split_has_a_smaller_largest_stage(blocks: int, stages: int, vocab_si
         return float(costs[layer].parameters if split_by == "parameters" else costs[layer].forward_flops_per_token)
 
     def largest(bounds: tuple[int, ...]) -> float:
-        return max(sum(map(weigh, range(a, b))) for a, b in zip(bounds, bounds[1:], strict=False))
+        return max(sum(map(weigh, range(a, b))) for a, b in itertools.pairwise(bounds))
 
     found = split_layers(costs, stages=stages, split_by=split_by)
     cuts = itertools.combinations(range(2, blocks + 1), stages - 1)
     assert largest(found) == pytest.approx(min(largest((0, *cut, blocks + 3)) for cut in cuts))
-    assert all(any(costs[i].kind == "block" for i in range(a, b)) for a, b in zip(found, found[1:], strict=False))
+    assert all(any(costs[i].kind == "block" for i in range(a, b)) for a, b in itertools.pairwise(found))
 
 
 @given(nodes=st.integers(1, 16), gpus=st.sampled_from([1, 4, 8]), samples=st.sampled_from([16, 48, 512, 1000]))
 @settings(max_examples=50, deadline=None)
 def test_a_plan_keeps_the_identities(nodes: int, gpus: int, samples: int) -> None:
-    overrides = [f"cluster.nodes={nodes}", f"cluster.gpus_per_node={gpus}", f"batch.tokens_per_step={samples * 256}"]
+    overrides = [
+        f"cluster.nodes={nodes}",
+        f"cluster.gpus_per_node={gpus}",
+        f"batch.tokens_per_step={samples * 256}",
+    ]
     cfg = load_config(None, overrides=overrides).config
     try:
         plan = resolve(cfg, hardware=find_hardware("h100"))
     except ConfigError as error:
-        assert "set batch.tokens_per_step" in str(error)
+        assert "set batch.tokens_per_step" in str(error)  # noqa: PT017
         return
     done = plan.cfg
     assert done.parallel.stages * done.replicas == nodes * gpus
