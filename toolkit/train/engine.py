@@ -1,6 +1,7 @@
 """Configuration -> DeepSpeed's dictionary (pure) -> an engine that runs one optimizer step."""
 
 import logging
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -130,7 +131,8 @@ def build_engine(cfg: RunConfig, *, boundaries: Sequence[int], device: torch.dev
 
 
 def _quieten() -> None:
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*is deprecated. Please use", category=FutureWarning)
     # On CPU DeepSpeed may build a C++ shared-memory operator at the first collective; gloo needs none.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 

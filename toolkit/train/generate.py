@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from toolkit.checkpoint import layout
-from toolkit.checkpoint.saver import TensorReader
+from toolkit.checkpoint.reader import TensorReader
 from toolkit.config.schema import RunConfig
 from toolkit.data.manifest import TOKENIZER_NAME, read_manifest
 from toolkit.data.tokens import load_tokenizer
