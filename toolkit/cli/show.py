@@ -16,7 +16,7 @@ from toolkit.config.load import Loaded, load_config
 from toolkit.config.schema import to_dict
 from toolkit.data.manifest import read_manifest
 from toolkit.errors import RunError
-from toolkit.launch.ledger import read_attempts, read_failures
+from toolkit.launch.ledger import Attempt, read_attempts, read_failures
 from toolkit.launch.submit import job_status
 from toolkit.monitor import metrics
 from toolkit.rundir import RunDir
@@ -64,7 +64,7 @@ def describe(run_dir: RunDir) -> dict[str, Any]:
         "validation_loss": validated[-1][metrics.VALIDATION_LOSS] if validated else None,
         "unigram_loss": read_manifest(cfg.data.path).unigram_loss,
         "tokens_per_s": steps[-1].get(metrics.TOKENS_PER_S) if steps else None,
-        "attempts": [asdict(attempt) for attempt in attempts],
+        "attempts": [_plain_attempt(attempt, status) for attempt in attempts],
         "failures": [asdict(failure) for failure in failures],
     }
 
@@ -72,6 +72,14 @@ def describe(run_dir: RunDir) -> dict[str, Any]:
 def _newest_failures(run_dir: RunDir) -> list[Any]:
     logs = sorted(run_dir.logs_dir.glob("*/*.failure.json"), key=lambda path: path.stat().st_mtime)
     return read_failures(run_dir, logs[-1].parent.name) if logs else []
+
+
+def _plain_attempt(attempt: Attempt, status: JobStatus | None) -> dict[str, Any]:
+    """Give an attempt; one that could not tell its end has that of its job."""
+    plain = asdict(attempt)
+    if attempt.outcome == "RUNNING" and status is not None and not status.state.is_live:
+        plain["outcome"], plain["reason"] = status.state.value, status.exit_note or status.reason
+    return plain
 
 
 def _plain_status(status: JobStatus) -> dict[str, Any]:
