@@ -22,10 +22,19 @@ DOORS = {
     "tokenizers": ["data/tokens.py"],
 }
 LOGIN_MODULES = [
-    "toolkit.cli.main", "toolkit.launch.submit", "toolkit.plan.search", "toolkit.cluster.slurm",
-    "toolkit.cluster.local", "toolkit.config.check", "toolkit.storage", "toolkit.rundir", "toolkit.monitor.sinks", "toolkit.data.tokens",
-    "toolkit.data.stream", "toolkit.checkpoint.layout",
-]  # fmt: skip
+    "toolkit.cli.main",
+    "toolkit.launch.submit",
+    "toolkit.plan.search",
+    "toolkit.cluster.slurm",
+    "toolkit.cluster.local",
+    "toolkit.config.check",
+    "toolkit.storage",
+    "toolkit.rundir",
+    "toolkit.monitor.sinks",
+    "toolkit.data.tokens",
+    "toolkit.data.stream",
+    "toolkit.checkpoint.layout",
+]
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 
 
