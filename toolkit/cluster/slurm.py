@@ -144,7 +144,8 @@ def _parameters(spec: JobSpec) -> dict[str, object]:
 def _setup(spec: JobSpec) -> list[str]:
     exports = [f"export {name}={shlex.quote(value)}" for name, value in spec.env.items()]
     logs = f'mkdir -p {shlex.quote(str(spec.log_dir))}/"$TOOLKIT_ATTEMPT"'
-    return ["set -euo pipefail", *exports, *spec.setup, "source sbatch/env.sh", logs]
+    # -u comes after the site's lines: the scripts behind `module` read variables that are not set
+    return ["set -eo pipefail", *exports, *spec.setup, "set -u", "source sbatch/env.sh", logs]
 
 
 def _minutes(seconds: int | None) -> int | None:

@@ -1,7 +1,7 @@
 """What the planner reckons with of each kind of GPU."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,7 +42,8 @@ _TABLE = {
     "h100": _gpu("H100", 989, 67, 80, 450),
     "h200": _gpu("H200", 989, 67, 141, 450),
     "b200": _gpu("B200", 2250, 80, 180, 900),
-    "mi250x": _gpu("MI250X", 383, 47.9, 128, 350),
+    # A card is two devices to Slurm and to torch: what a rank gets is one die, half of the data sheet.
+    "mi250": _gpu("MI250X die", 191.5, 23.9, 64, 175),
     "mi300x": _gpu("MI300X", 1307, 163, 192, 448),
 }
 
@@ -62,11 +63,18 @@ CPU = Hardware(
 def find_hardware(gpu_type: str | None) -> Hardware:
     """Find a device by a name as Slurm's gres types write it (h100, nvidia_a100_80gb_pcie); None: CPU.
 
-    An unknown name is taken for the smallest modern GPU, so that a plan errs on the safe side.
+    A memory written in the name (16gb, or a MIG slice 1g.10gb) holds where it is smaller than the table's.
+    An unknown name is taken for the smallest modern GPU, and the device's name says so.
     """
     if gpu_type is None:
         return CPU
     name = re.sub(r"[^a-z0-9]", "", gpu_type.lower())
     if "a100" in name and "40" in name.replace("a100", ""):
         return _TABLE["a100-40"]
-    return next((gpu for key, gpu in _TABLE.items() if key in name), _TABLE["a100-40"])
+    gpu = next((gpu for key, gpu in _TABLE.items() if key in name), None)
+    if gpu is None:
+        guess = _TABLE["a100-40"]
+        return replace(guess, name=f"{gpu_type}, unknown: taken for {guess.name}")
+    written = re.search(r"(\d+)gb", gpu_type.lower())
+    assert gpu.memory_bytes is not None, f"{gpu.name} of the table has no memory"
+    return replace(gpu, memory_bytes=min(gpu.memory_bytes, int(written[1]) * 10**9)) if written else gpu

@@ -48,7 +48,7 @@ def stage_memory(
         stages.append(
             StageMemory(
                 states_bytes=int(parameters * _state_bytes(cfg)),
-                activations_bytes=held * blocks * _block_activations(cfg) + _working_set(cfg),
+                activations_bytes=held * blocks * _block_activations(cfg) + _working_set(cfg) + _gathered(cfg, layers),
                 logits_bytes=_logits(cfg) if stage == num_stages - 1 else 0,
             )
         )
@@ -89,6 +89,17 @@ def _working_set(cfg: RunConfig) -> int:
     """Bytes that one block needs while it runs backward, kept or not."""
     tokens = (cfg.batch.micro_batch or 1) * cfg.data.seq_len
     return tokens * 4 * (6 * cfg.model.hidden_size + 4 * cfg.model.intermediate_size)
+
+
+def _gathered(cfg: RunConfig, layers: Sequence[LayerCost]) -> int:
+    """Weights and gradients of the largest layer, whole for a moment under ZeRO 3.
+
+    Source: deepspeed 0.19.8, runtime/zero/stage3.py, estimate_zero3_model_states_mem_needs.
+    """
+    if cfg.parallel.zero_stage != 3:
+        return 0
+    width = 2 if cfg.parallel.precision == "bf16" else 4
+    return 2 * width * max(layer.parameters for layer in layers)
 
 
 def _logits(cfg: RunConfig) -> int:

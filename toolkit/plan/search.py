@@ -1,5 +1,6 @@
 """Fills what the user left open with the fastest layout that fits."""
 
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,6 +15,8 @@ from toolkit.plan.split import split_layers
 
 USABLE = 0.88  # of a device's memory: above that the allocator thrashes
 _MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64)
+_GROWTH = tuple(2**power for power in range(1, 11))  # times the nodes, tried for a remedy
+_WIDTH = 100  # columns of the text
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,13 +52,19 @@ def resolve(cfg: RunConfig, *, hardware: Hardware) -> Plan:
     Raises:
         ConfigError: no layout works; the text says what would.
     """
-    costs = layer_costs(cfg.model, seq_len=cfg.data.seq_len)
-    plans = [_plan(candidate, costs, hardware) for candidate in _candidates(cfg)]
+    problems = _mistakes(cfg)
+    if problems:
+        raise ConfigError(problems)
+    plans = _plans(cfg, hardware)
     if not plans:
         raise ConfigError([_no_division(cfg)])
     fitting = [plan for plan in plans if plan.fits]
     if not fitting:
-        raise ConfigError([_too_large(min(plans, key=_fullest), hardware)])
+        raise ConfigError([_too_large(cfg, min(plans, key=_fullest), hardware)])
+    if hardware.memory_bytes is None:
+        # Nothing but the bubble bounds the micro-batch of a pipeline on CPU: keep it small where that is free.
+        filled = [plan for plan in fitting if _is_filled(plan)]
+        fitting = filled or fitting
     # The least that is needed wins among equals: no recompute, low ZeRO, few stages.
     best = min(fitting, key=lambda plan: (round(plan.speed.step_s, 6), *_effort(plan.cfg)))
     chosen = [key for key, value in _open_fields(cfg).items() if value is None]
@@ -72,11 +81,28 @@ def _open_fields(cfg: RunConfig) -> dict[str, Any]:
     }
 
 
+def _plans(cfg: RunConfig, hardware: Hardware) -> list[Plan]:
+    costs = layer_costs(cfg.model, seq_len=cfg.data.seq_len)
+    splits: dict[int, tuple[int, ...]] = {}  # many candidates share their number of stages
+    plans = []
+    for candidate in _candidates(cfg):
+        stages = candidate.parallel.stages or 1
+        if stages not in splits:
+            splits[stages] = split_layers(costs, stages=stages, split_by=cfg.parallel.split_by)
+        plans.append(_plan(candidate, costs, splits[stages], hardware))
+    return plans
+
+
+def _is_filled(plan: Plan) -> bool:
+    stages = plan.cfg.parallel.stages or 1
+    return stages == 1 or plan.num_micro_batches >= 2 * stages
+
+
 def _candidates(cfg: RunConfig) -> Iterator[RunConfig]:
     world, blocks = cfg.world_size, cfg.model.num_hidden_layers
     given = cfg.parallel
     for stages in [given.stages] if given.stages else range(1, min(world, blocks) + 1):
-        if world % stages:
+        if world % stages or (stages > 1 and (given.zero_stage or 0) >= 2):
             continue
         zeros = [given.zero_stage] if given.zero_stage is not None else [1, 2, 3] if stages == 1 else [1]
         for micro_batch in [cfg.batch.micro_batch] if cfg.batch.micro_batch else _MICRO_BATCHES:
@@ -89,9 +115,7 @@ def _candidates(cfg: RunConfig) -> Iterator[RunConfig]:
                     yield replace(cfg, parallel=parallel, batch=batch)
 
 
-def _plan(cfg: RunConfig, costs: tuple[LayerCost, ...], hardware: Hardware) -> Plan:
-    assert cfg.parallel.stages is not None, "a candidate has no stages"
-    boundaries = split_layers(costs, stages=cfg.parallel.stages, split_by=cfg.parallel.split_by)
+def _plan(cfg: RunConfig, costs: tuple[LayerCost, ...], boundaries: tuple[int, ...], hardware: Hardware) -> Plan:
     count = cfg.samples_per_step // ((cfg.batch.micro_batch or 1) * cfg.replicas)
     memory = stage_memory(cfg, costs, boundaries, num_micro_batches=count)
     speed = estimate_speed(cfg, costs, boundaries, num_micro_batches=count, hardware=hardware)
@@ -112,24 +136,69 @@ def _fullest(plan: Plan) -> int:
     return max(stage.total_bytes for stage in plan.memory)
 
 
+def _mistakes(cfg: RunConfig) -> list[Problem]:
+    """Find what no choice of the planner could mend."""
+    world, blocks, stages = cfg.world_size, cfg.model.num_hidden_layers, cfg.parallel.stages
+    problems = []
+    if stages is not None and (stages > blocks or world % stages):
+        works = ", ".join(str(n) for n in range(1, min(world, blocks) + 1) if world % n == 0)
+        what = f"parallel.stages={stages} with {blocks} blocks on {world} ranks"
+        rule = "every stage needs a block, and stages must divide the number of ranks"
+        problems.append(Problem(what, rule, f"set parallel.stages to one of {works}"))
+    if stages is not None and stages > 1 and (cfg.parallel.zero_stage or 0) >= 2:
+        what = f"parallel.zero_stage={cfg.parallel.zero_stage} cannot run with parallel.stages={stages}"
+        remedy = "set parallel.zero_stage=1 or parallel.stages=1"
+        problems.append(Problem(what, "DeepSpeed's pipeline engine takes ZeRO 0 or 1", remedy))
+    tokens, seq_len = cfg.batch.tokens_per_step, cfg.data.seq_len
+    if tokens % seq_len:
+        what = f"batch.tokens_per_step={tokens} with data.seq_len={seq_len}"
+        remedy = f"set batch.tokens_per_step={-(-tokens // seq_len) * seq_len}"
+        problems.append(Problem(what, "a step holds whole samples", remedy))
+    return problems
+
+
 def _no_division(cfg: RunConfig) -> Problem:
     samples, world = cfg.samples_per_step, cfg.world_size
-    stages = cfg.parallel.stages or 1
-    unit = (cfg.batch.micro_batch or 1) * max(1, world // stages) * cfg.data.seq_len
+    # The widest pipeline that is allowed has the fewest replicas, and so the weakest demand.
+    zero_needs_one = (cfg.parallel.zero_stage or 0) >= 2
+    widest = 1 if zero_needs_one else min(world, cfg.model.num_hidden_layers)
+    stages = cfg.parallel.stages or max(n for n in range(1, widest + 1) if world % n == 0)
+    unit = (cfg.batch.micro_batch or 1) * (world // stages)
+    tokens = -(-samples // unit) * unit * cfg.data.seq_len
+    micro_batch = f", micro_batch {cfg.batch.micro_batch}" if cfg.batch.micro_batch else ""
     return Problem(
-        f"{samples} samples a step cannot be dealt to {world} GPUs ({stages} stages)",
+        f"{samples} samples a step cannot be dealt to {world} ranks ({stages} stages{micro_batch})",
         "samples a step must be a multiple of micro_batch x replicas",
-        f"set batch.tokens_per_step to a multiple of {unit}, or use another number of nodes",
+        f"set batch.tokens_per_step={tokens}, or use another number of nodes",
     )
 
 
-def _too_large(plan: Plan, hardware: Hardware) -> Problem:
-    need, have = _fullest(plan) / 2**30, (hardware.memory_bytes or 0) / 2**30
+def _too_large(cfg: RunConfig, leanest: Plan, hardware: Hardware) -> Problem:
+    need, have = _fullest(leanest) / 2**30, (hardware.memory_bytes or 0) / 2**30
     return Problem(
         f"the model does not fit: {need:.1f} GiB on the fullest stage of the leanest layout, {hardware.name}",
         f"a rank may use {USABLE:.0%} of {have:.1f} GiB",
-        "use more nodes, more parallel.stages, a smaller batch.micro_batch, or parallel.recompute=true",
+        _way_out(cfg, hardware),
     )
+
+
+def _way_out(cfg: RunConfig, hardware: Hardware) -> str:
+    """Name values that were tried and fit: first on the same nodes, then on more of them."""
+    free = replace(cfg.parallel, stages=None, zero_stage=None, recompute=None)
+    relaxed = replace(cfg, parallel=free, batch=replace(cfg.batch, micro_batch=None))
+    for factor in (1, *_GROWTH):
+        nodes = cfg.cluster.nodes * factor
+        wider = replace(relaxed, cluster=replace(cfg.cluster, nodes=nodes))
+        fitting = [plan for plan in _plans(wider, hardware) if plan.fits]
+        if not fitting:
+            continue
+        found = min(fitting, key=lambda plan: (plan.speed.step_s, *_effort(plan.cfg))).cfg
+        values = {"cluster.nodes": nodes} if factor > 1 else {}
+        for key, was in _open_fields(cfg).items():
+            if was is not None and was != _open_fields(found)[key]:
+                values[key] = _open_fields(found)[key]
+        return "set " + ", ".join(f"{key}={str(value).lower()}" for key, value in values.items())
+    return "use a smaller model, a shorter data.seq_len, or devices with more memory"
 
 
 def plan_text(plan: Plan) -> str:
@@ -156,7 +225,8 @@ def plan_text(plan: Plan) -> str:
         f"cost       {speed.run_s / 3600:.3g} h, {speed.gpu_hours:.3g} GPU-hours ({spread})",
         *(f"note       {note}" for note in plan.notes),
     ]
-    return "\n".join(lines) + "\n"
+    indent = " " * len("model      ")
+    return "".join(textwrap.fill(line, _WIDTH, subsequent_indent=indent, drop_whitespace=True) + "\n" for line in lines)
 
 
 def plan_dict(plan: Plan) -> dict[str, Any]:
