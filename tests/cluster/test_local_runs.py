@@ -122,3 +122,15 @@ def test_a_damaged_shard_and_a_small_vocabulary_are_refused(tmp_path: Path) -> N
     assert f"{shard} has" in done.stderr
     done = submit(tmp_path / "runs", dataset, "--dry-run", LOCAL, "model.hidden_size=32")
     assert done.returncode == 2
+
+
+def test_a_crashed_node_is_survived_by_a_restart_from_the_last_save(tmp_path: Path, dataset: Path) -> None:
+    assert submit(tmp_path, dataset, "run.tokens=40_960", *SPLIT).returncode == 0
+    run_dir = RunDir(tmp_path / "tiny")
+    wait_for_step(run_dir, 12)
+    LocalCluster(tmp_path / ".cluster").kill_node("1", 2)
+    run = wait(run_dir)
+    assert run["job"]["state"] == "COMPLETED", run
+    assert [attempt["outcome"] for attempt in run["attempts"]] == ["KILLED", "FINISHED"]
+    assert run["attempts"][1]["first_step"] in {10, 20, 30}
+    assert len(losses(run_dir)) == 40
