@@ -7,26 +7,46 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from toolkit.cli import show
+from toolkit.monitor.history import read_steps
 from toolkit.rundir import RunDir
 
 CHECKOUT = Path(__file__).parents[1]
 TINY = CHECKOUT / "configs" / "runs" / "tiny-cpu.yaml"
 
 
-def submit(root: Path, dataset: Path, *arguments: str, name: str = "tiny") -> subprocess.CompletedProcess[str]:
+def submit_command(root: Path, dataset: Path, *arguments: str, name: str = "tiny") -> list[str]:
     command = [sys.executable, str(CHECKOUT / "submit.py"), str(TINY), "--name", name, *arguments]
-    settings = [f"run.root={root}", f"data.path={dataset}", "model.vocab_size=320"]
-    environ = {**os.environ, "HOME": str(root)}
+    return [*command, f"run.root={root}", f"data.path={dataset}", "model.vocab_size=320"]
+
+
+def submit(root: Path, dataset: Path, *arguments: str, name: str = "tiny") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*command, *settings],
+        submit_command(root, dataset, *arguments, name=name),
         cwd=CHECKOUT,
-        env=environ,
+        env={**os.environ, "HOME": str(root)},
         capture_output=True,
         text=True,
         check=False,
         timeout=200,
     )
+
+
+def verb(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "toolkit", *words, "--root", str(root)]
+    return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False, timeout=100)
+
+
+def rank_processes(run_dir: RunDir) -> list[psutil.Process]:
+    """Find the ranks of a run that live on this machine, in rank order; launchers around them are left out."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if words[1:] == ["-m", "toolkit.launch.job", str(run_dir.root)]:
+            found.append(process)
+    return sorted(found, key=lambda process: int(process.environ()["SLURM_PROCID"]))
 
 
 def wait(run_dir: RunDir, *, timeout_s: float = 200) -> dict[str, Any]:
@@ -43,13 +63,13 @@ def wait(run_dir: RunDir, *, timeout_s: float = 200) -> dict[str, Any]:
 def wait_for_step(run_dir: RunDir, step: int, *, timeout_s: float = 120) -> None:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        if len(show.read_metrics(run_dir)) >= step:
+        if len(read_steps(run_dir.metrics_path)) >= step:
             return
         time.sleep(0.1)
     raise AssertionError(f"no step {step} after {timeout_s} s: {show.describe(run_dir)}")
 
 
 def losses(run_dir: RunDir) -> list[float]:
-    steps = show.read_metrics(run_dir)
+    steps = read_steps(run_dir.metrics_path)
     assert [line["step"] for line in steps] == list(range(1, len(steps) + 1))
     return [line["train/loss"] for line in steps]

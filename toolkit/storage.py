@@ -109,10 +109,15 @@ def checksum(url: str) -> str:
 
 def free_bytes(path: Path) -> int:
     """Tell the free space of the file system that holds a path, which need not exist yet."""
+    return shutil.disk_usage(nearest_existing(path)).free
+
+
+def nearest_existing(path: Path) -> Path:
+    """Find a path or the nearest of its parents that exists."""
     existing = path.absolute()
     while not existing.exists():
         existing = existing.parent
-    return shutil.disk_usage(existing).free
+    return existing
 
 
 def _resolve(url: str) -> tuple[Any, str]:

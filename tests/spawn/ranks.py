@@ -9,7 +9,7 @@ from typing import Any
 
 from toolkit.distributed import Place, World
 
-_TIMEOUT_S = 240
+_TIMEOUT_S = 800  # of a whole list of cases
 
 
 def free_port() -> int:
@@ -68,7 +68,7 @@ def _rank(rank: int, world_size: int, port: int, sender: Any, function: Callable
         cluster="local",
     )
     try:
-        world = World(place, timeout_s=60)
+        world = World(place, timeout_s=120)
         sender.send((True, function(world, *args)))
         world.close()
     except BaseException:

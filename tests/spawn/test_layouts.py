@@ -1,14 +1,17 @@
 """Every layout learns what a plain torch loop in one process learns."""
 
 import dataclasses
+import functools
 import math
+from typing import Any
 
 import pytest
 
 from tests.spawn.ranks import run_ranks
-from tests.spawn.tiny import make_config, reference_losses, train
+from tests.spawn.tiny import make_config, reference_losses, train_each
+from toolkit.config.schema import RunConfig
 
-pytestmark = pytest.mark.spawn
+pytestmark = [pytest.mark.spawn, pytest.mark.timeout(900)]
 
 TOLERANCE = 1e-5
 """Largest difference of a loss (about 5 nats) over 20 steps, fp32: the order of sums differs."""
@@ -19,39 +22,63 @@ LAYOUTS = [
     (1, 2, 0), (1, 2, 1), (1, 2, 2), (1, 2, 3),
     (1, 4, 1), (1, 4, 3), (2, 1, 1), (2, 2, 1), (4, 1, 1), (2, 4, 1), (4, 2, 1), (8, 1, 1), (1, 8, 2),
 ]  # fmt: skip
+BF16_LAYOUTS = [(1, 1, 1), (1, 2, 2), (1, 2, 3), (2, 2, 1)]
+SPLITS = ["uniform", "parameters"]
+RECOMPUTE_LAYOUTS = [(1, 2, 1), (2, 1, 1)]
+
+
+def configure(stages: int, replicas: int, zero_stage: int, *, tied: bool = False, **parallel: Any) -> RunConfig:
+    return make_config(stages=stages, replicas=replicas, zero_stage=zero_stage, tied=tied, **parallel)
+
+
+CASES = [
+    *(configure(*layout, tied=tied) for layout in LAYOUTS for tied in (False, True)),
+    *(configure(*layout, precision="bf16") for layout in BF16_LAYOUTS),
+    *(configure(2, 1, 1, split_by=split_by) for split_by in SPLITS),
+    *(configure(*layout, recompute=True) for layout in RECOMPUTE_LAYOUTS),
+]
+
+
+@functools.cache
+def train_world(world_size: int) -> list[tuple[RunConfig, list[list[float]]]]:
+    """Train all cases of a number of ranks by the same processes: starting them costs more than 20 steps."""
+    cases = [cfg for cfg in CASES if cfg.world_size == world_size]
+    by_rank = run_ranks(train_each, world_size=world_size, args=(cases,))
+    return [(cfg, [losses[number] for losses in by_rank]) for number, cfg in enumerate(cases)]
+
+
+def losses_by_rank(cfg: RunConfig) -> list[list[float]]:
+    return next(losses for trained, losses in train_world(cfg.world_size) if trained == cfg)
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize(("stages", "replicas", "zero_stage"), LAYOUTS)
 def test_every_layout_agrees_with_a_plain_loop(stages: int, replicas: int, zero_stage: int, tied: bool) -> None:
-    cfg = make_config(stages=stages, replicas=replicas, zero_stage=zero_stage, tied=tied)
+    cfg = configure(stages, replicas, zero_stage, tied=tied)
     wanted = reference_losses(cfg)
     assert wanted[-1] < 0.6 * wanted[0], "the reference does not learn, so agreeing with it shows nothing"
-    for rank, losses in enumerate(run_ranks(train, world_size=stages * replicas, args=(cfg,))):
+    for rank, losses in enumerate(losses_by_rank(cfg)):
         worst = max(abs(a - b) for a, b in zip(losses, wanted, strict=True))
         assert worst < TOLERANCE, f"rank {rank} differs by {worst:.1e}: {losses} instead of {wanted}"
 
 
-@pytest.mark.parametrize("split_by", ["uniform", "parameters"])
+@pytest.mark.parametrize("split_by", SPLITS)
 def test_the_split_does_not_change_the_losses(split_by: str) -> None:
-    cfg = make_config(stages=2, replicas=1, zero_stage=1, tied=False, split_by=split_by)
-    for losses in run_ranks(train, world_size=2, args=(cfg,)):
+    cfg = configure(2, 1, 1, split_by=split_by)
+    for losses in losses_by_rank(cfg):
         assert losses == pytest.approx(reference_losses(cfg), abs=TOLERANCE)
 
 
-@pytest.mark.parametrize(("stages", "replicas"), [(1, 2), (2, 1)])
-def test_recompute_does_not_change_the_losses(stages: int, replicas: int) -> None:
-    cfg = make_config(stages=stages, replicas=replicas, zero_stage=1, tied=False)
+@pytest.mark.parametrize(("stages", "replicas", "zero_stage"), RECOMPUTE_LAYOUTS)
+def test_recompute_does_not_change_the_losses(stages: int, replicas: int, zero_stage: int) -> None:
+    cfg = configure(stages, replicas, zero_stage)
     again = dataclasses.replace(cfg, parallel=dataclasses.replace(cfg.parallel, recompute=True))
-    assert run_ranks(train, world_size=2, args=(cfg,)) == run_ranks(train, world_size=2, args=(again,))
+    assert losses_by_rank(again) == losses_by_rank(cfg)
 
 
-@pytest.mark.parametrize(("stages", "replicas", "zero_stage"), [(1, 1, 1), (1, 2, 2), (1, 2, 3), (2, 2, 1)])
+@pytest.mark.parametrize(("stages", "replicas", "zero_stage"), BF16_LAYOUTS)
 def test_bf16_learns_what_fp32_learns_up_to_its_rounding(stages: int, replicas: int, zero_stage: int) -> None:
-    cfg = make_config(stages=stages, replicas=replicas, zero_stage=zero_stage, tied=False, precision="bf16")
+    cfg = configure(stages, replicas, zero_stage, precision="bf16")
     wanted = reference_losses(cfg)
-    for losses in run_ranks(train, world_size=stages * replicas, args=(cfg,)):
-        assert all(math.isclose(a, b, rel_tol=0.03) for a, b in zip(losses, wanted, strict=True)), (
-            losses,
-            wanted,
-        )
+    for losses in losses_by_rank(cfg):
+        assert all(math.isclose(a, b, rel_tol=0.03) for a, b in zip(losses, wanted, strict=True)), (losses, wanted)

@@ -78,6 +78,10 @@ def reference_losses(cfg: RunConfig) -> list[float]:
     return losses
 
 
+def train_each(world: Any, cfgs: list[RunConfig]) -> list[list[float]]:
+    return [train(world, cfg) for cfg in cfgs]
+
+
 def train(
     world: Any, cfg: RunConfig, steps: range = range(NUM_STEPS), checkpoints_dir: Path | None = None
 ) -> list[float]:

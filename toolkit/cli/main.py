@@ -133,11 +133,14 @@ def _load(asked: argparse.Namespace) -> Loaded:
 def _submit(asked: argparse.Namespace) -> None:
     request = submit.prepare_request(_load(asked))
     if request.cluster.name == "local":
-        console.print(f"no Slurm here: {request.spec.nodes} nodes are emulated on this machine")
+        why = "no Slurm here: " if request.plan.cfg.cluster.scheduler == "auto" else ""
+        console.print(f"{why}{request.spec.nodes} nodes are emulated on this machine")
     console.print(plan_text(request.plan), end="")
     if asked.dry_run:
         console.print(f"\n{request.run_dir.script_path} would be:\n\n{request.script}")
         console.print(f"run directory {request.run_dir.root}; nothing was submitted")
+        if request.start:
+            console.print(f"Slurm: {request.start}", markup=False)
         return
     job_id = submit.carry_out(request)
     console.print(f"run {request.run_dir.name}: job {job_id} submitted, directory {request.run_dir.root}")

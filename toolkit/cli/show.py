@@ -1,6 +1,8 @@
 """What the reading verbs print."""
 
+import itertools
 import json
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -15,13 +17,15 @@ from toolkit.cluster.base import JobStatus
 from toolkit.config.load import Loaded, load_config
 from toolkit.config.schema import to_dict
 from toolkit.data.manifest import read_manifest
-from toolkit.errors import RunError
+from toolkit.errors import RunError, ToolkitError
 from toolkit.launch.ledger import Attempt, read_attempts, read_failures
 from toolkit.launch.submit import job_status
 from toolkit.monitor import metrics
+from toolkit.monitor.history import newest_steps, read_first_step
 from toolkit.rundir import RunDir
 
 _POLL_S = 0.5
+_PLAIN_PART = 0.1  # of the run, between the lines of a log
 
 
 def print_json(value: Any) -> None:
@@ -37,36 +41,40 @@ def list_runs(root: Path) -> list[RunDir]:
     return [run for run in runs if run.config_path.is_file()]
 
 
-def read_metrics(run_dir: RunDir) -> list[dict[str, Any]]:
-    """Read the numbers of all steps; a line that is being written is left out."""
-    if not run_dir.metrics_path.is_file():
-        return []
-    lines = run_dir.metrics_path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
 def describe(run_dir: RunDir) -> dict[str, Any]:
     """Gather what is known of a run as plain values."""
     cfg = load_config(run_dir.config_path).config
     status = job_status(run_dir)
     attempts = read_attempts(run_dir)
-    steps = read_metrics(run_dir)
-    validated = [step for step in steps if metrics.VALIDATION_LOSS in step]
+    first, last = read_first_step(run_dir.metrics_path), next(newest_steps(run_dir.metrics_path), None)
     failures = read_failures(run_dir, attempts[-1].attempt) if attempts else _newest_failures(run_dir)
     return {
         "run": run_dir.name,
         "directory": str(run_dir.root),
         "job": None if status is None else _plain_status(status),
-        "step": steps[-1]["step"] if steps else 0,
+        "step": last["step"] if last else 0,
         "num_steps": cfg.num_steps,
-        "first_loss": steps[0][metrics.LOSS] if steps else None,
-        "last_loss": steps[-1][metrics.LOSS] if steps else None,
-        "validation_loss": validated[-1][metrics.VALIDATION_LOSS] if validated else None,
-        "unigram_loss": read_manifest(cfg.data.path).unigram_loss,
-        "tokens_per_s": steps[-1].get(metrics.TOKENS_PER_S) if steps else None,
+        "first_loss": first[metrics.LOSS] if first else None,
+        "last_loss": last[metrics.LOSS] if last else None,
+        "validation_loss": _newest_validation(run_dir, every=cfg.monitor.eval_every),
+        "unigram_loss": _unigram_loss(cfg.data.path),
+        "tokens_per_s": last.get(metrics.TOKENS_PER_S) if last else None,
         "attempts": [_plain_attempt(attempt, status) for attempt in attempts],
         "failures": [asdict(failure) for failure in failures],
     }
+
+
+def _newest_validation(run_dir: RunDir, *, every: int | None) -> float | None:
+    steps = itertools.islice(newest_steps(run_dir.metrics_path), every or 0)
+    found = (step[metrics.VALIDATION_LOSS] for step in steps if metrics.VALIDATION_LOSS in step)
+    return next(found, None)
+
+
+def _unigram_loss(dataset_dir: str) -> float | None:
+    try:
+        return read_manifest(dataset_dir).unigram_loss
+    except ToolkitError:  # a run can be looked at when its data has gone
+        return None
 
 
 def _newest_failures(run_dir: RunDir) -> list[Any]:
@@ -172,50 +180,40 @@ def print_config(loaded: Loaded, console: Console, *, origin: bool, as_json: boo
 
 def print_log(run_dir: RunDir, *, rank: int, follow: bool) -> None:
     """Print a rank's log of the newest attempt; following, of each attempt until the job ends."""
-    shown: dict[Path, int] = {}
+    shown = {path: path.stat().st_size for path in _rank_logs(run_dir, rank=rank)[:-1]}
     while True:
         live = follow and (status := job_status(run_dir)) is not None and status.state.is_live
-        path = _newest_log(run_dir, rank=rank)
-        if path is None and not live:
+        logs = _rank_logs(run_dir, rank=rank)
+        if not logs and not live:
             raise RunError(
                 f"run {run_dir.name} has no log of rank {rank}\n  its job has not started, or has fewer ranks"
             )
-        if path is not None:
+        for path in logs:
             with path.open("rb") as file:
                 file.seek(shown.get(path, 0))
-                data = file.read()
+                sys.stdout.buffer.write(file.read())
                 shown[path] = file.tell()
-            print(data.decode("utf-8", "replace"), end="", flush=True)
+        sys.stdout.flush()
         if not live:
             return
         time.sleep(_POLL_S)
 
 
-def _newest_log(run_dir: RunDir, *, rank: int) -> Path | None:
-    logs = sorted(run_dir.logs_dir.glob(f"*/{rank}.out"), key=lambda path: path.stat().st_mtime)
-    return logs[-1] if logs else None
+def _rank_logs(run_dir: RunDir, *, rank: int) -> list[Path]:
+    return sorted(run_dir.logs_dir.glob(f"*/{rank}.out"), key=lambda path: path.stat().st_mtime)
 
 
 def follow(run_dir: RunDir, console: Console) -> None:
-    """Show a live line until the job ends; Ctrl-C leaves the job running."""
+    """Show progress until the job ends: a live line on a terminal, else a line now and then.
+
+    Ctrl-C leaves the job running.
+
+    Raises:
+        RunError: the run did not finish.
+    """
     num_steps = load_config(run_dir.config_path).config.num_steps
-    columns = [
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None),
-        TextColumn("{task.fields[numbers]}"),
-    ]
     try:
-        with Progress(*columns, console=console, transient=True) as progress:
-            task = progress.add_task("PENDING", total=num_steps, numbers="")
-            for status in _poll(run_dir):
-                steps = read_metrics(run_dir)
-                values = steps[-1] if steps else {"step": 0}
-                progress.update(
-                    task,
-                    completed=values["step"],
-                    description=status.state.value,
-                    numbers=_numbers(values, num_steps),
-                )
+        (_follow_live if console.is_terminal else _follow_plain)(run_dir, console, num_steps)
     except KeyboardInterrupt:
         name = run_dir.name
         console.print(
@@ -226,6 +224,28 @@ def follow(run_dir: RunDir, console: Console) -> None:
     last = job_status(run_dir)
     if last is None or last.state.value != "COMPLETED":
         raise RunError(f"run {run_dir.name} did not finish: {last.state.value if last else 'no job'}")
+
+
+def _follow_live(run_dir: RunDir, console: Console, num_steps: int) -> None:
+    columns = [TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[numbers]}")]
+    with Progress(*columns, console=console, transient=True, expand=True) as progress:
+        task = progress.add_task("PENDING", total=num_steps, numbers="")
+        for status, values in _poll(run_dir):
+            progress.update(
+                task,
+                completed=values["step"],
+                description=status.state.value,
+                numbers=_numbers(values, num_steps),
+            )
+
+
+def _follow_plain(run_dir: RunDir, console: Console, num_steps: int) -> None:
+    told_state, told_step = None, 0
+    for status, values in _poll(run_dir):
+        is_due = values["step"] >= told_step + num_steps * _PLAIN_PART
+        if status.state is not told_state or is_due:
+            console.print(f"{status.state.value} {_numbers(values, num_steps)}", markup=False)
+            told_state, told_step = status.state, values["step"]
 
 
 def _numbers(values: dict[str, Any], num_steps: int) -> str:
@@ -239,9 +259,10 @@ def _numbers(values: dict[str, Any], num_steps: int) -> str:
     return " | ".join(parts)
 
 
-def _poll(run_dir: RunDir) -> Iterator[JobStatus]:
+def _poll(run_dir: RunDir) -> Iterator[tuple[JobStatus, dict[str, Any]]]:
+    """Give state and newest step of a run until its job ends."""
     while (status := job_status(run_dir)) is not None:
-        yield status
+        yield status, next(newest_steps(run_dir.metrics_path), {"step": 0})
         if not status.state.is_live:
             return
         time.sleep(_POLL_S)

@@ -1,4 +1,4 @@
-"""What a scheduler is to this toolkit: a job request, a job's state, and six verbs."""
+"""What a scheduler is to this toolkit: a job request, a job's state, and its verbs."""
 
 import enum
 from collections.abc import Mapping
@@ -102,13 +102,16 @@ class PartitionLimits:
 
 
 class Cluster(Protocol):
-    """The six verbs. Every one raises ClusterError when the scheduler refuses or does not answer."""
+    """The verbs. Every one raises ClusterError when the scheduler refuses or does not answer."""
 
     name: str
     """`slurm` or `local`."""
 
     def render(self, spec: JobSpec) -> str:
         """Write the job script; pure."""
+
+    def check(self, spec: JobSpec) -> str:
+        """Ask whether the job would be taken, submitting nothing; give what is known of its start, or nothing."""
 
     def submit(self, spec: JobSpec, *, script_path: Path) -> str:
         """Write the script to `script_path`, hand it in, return the job id."""

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 
 from toolkit.cluster.base import JobState
-from toolkit.cluster.local import read_state, write_state
+from toolkit.cluster.local import PARTITION, read_state, write_state
 
 KILL_WAIT_S = 15.0  # from SIGTERM to SIGKILL; Slurm's KillWait is 30
 _POLL_S = 0.03
@@ -153,13 +153,17 @@ class Controller:
     def _variables(self, attempt: str) -> dict[str, str]:
         """Give the variables that Slurm (and sbatch/env.sh) would set, the same for every task."""
         num_ranks = self.spec["nodes"] * self.spec["tasks_per_node"]
+        cpus = self.spec["cpus_per_task"] or 1
         restarts = self.known["restarts"]
         return {
             "SLURM_JOB_ID": self.job_dir.name,
             "SLURM_RESTART_COUNT": str(restarts) if restarts else "",
             "SLURM_NTASKS": str(num_ranks),
             "SLURM_NTASKS_PER_NODE": str(self.spec["tasks_per_node"]),
+            "SLURM_JOB_NAME": self.spec["name"],
+            "SLURM_JOB_PARTITION": PARTITION,
             "SLURM_JOB_NUM_NODES": str(self.spec["nodes"]),
+            "SLURM_NNODES": str(self.spec["nodes"]),
             "SLURM_JOB_NODELIST": ",".join(self.nodes),
             "TOOLKIT_CLUSTER": "local",
             "TOOLKIT_LOCAL_STATE": str(self.job_dir.parents[1]),
@@ -167,7 +171,9 @@ class Controller:
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(_free_port()),
             "GLOO_SOCKET_IFNAME": "lo",
-            "OMP_NUM_THREADS": str(self.spec["cpus_per_task"] or max(1, (os.cpu_count() or 1) // num_ranks)),
+            "SLURM_CPUS_PER_TASK": str(cpus),
+            # all emulated nodes share the cores of this machine
+            "OMP_NUM_THREADS": str(min(cpus, max(1, (os.cpu_count() or 1) // num_ranks))),
         }
 
     def _tell(self, **fields: Any) -> None:

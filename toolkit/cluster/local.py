@@ -1,4 +1,4 @@
-"""Emulated nodes: the six verbs with processes of this machine, a rehearsal of the cluster.
+"""Emulated nodes: the verbs with processes of this machine, a rehearsal of the cluster.
 
 A job is a directory below the state directory; a controller process of its own (controller.py) runs it
 and survives the shell that submitted it. Verbs leave requests in files; the controller alone writes state.
@@ -44,10 +44,14 @@ class LocalCluster:
         lines = ["#!/bin/bash", "set -euo pipefail", f"cd {shlex.quote(str(spec.work_dir))}"]
         return "\n".join([*lines, *exports, *spec.setup, f"exec {command}", ""])
 
-    def submit(self, spec: JobSpec, *, script_path: Path) -> str:
-        """Start a controller for the job."""
+    def check(self, spec: JobSpec) -> str:
+        """Take anything of bearable size; it starts at once."""
         if spec.nodes > MAX_NODES:
             raise ClusterError(f"{spec.nodes} nodes\n  this machine emulates at most {MAX_NODES}\n  use fewer --nodes")
+        return ""
+
+    def submit(self, spec: JobSpec, *, script_path: Path) -> str:
+        """Start a controller for the job."""
         job_id, job_dir = self._new_job_dir()
         script = self.render(spec)
         storage.write_atomic(str(script_path), script.encode())

@@ -70,10 +70,11 @@ class SlurmCluster:
         answer = self._call(["sbatch", "--parsable", str(script_path)], act=f"submit {spec.name}")
         return answer.strip().split(";")[0]
 
-    def check(self, script_path: Path) -> str:
-        """Let Slurm judge a script without submitting it; give its estimate of the start."""
-        command = ["sbatch", "--test-only", str(script_path)]
-        return self._call(command, act="check the job", keep_stderr=True).strip().removeprefix("sbatch: ")
+    def check(self, spec: JobSpec) -> str:
+        """Let Slurm judge the script without submitting it; its estimate of the start names the job's future id."""
+        act = f"take {spec.name}"
+        said = self._call(["sbatch", "--test-only"], act=act, script=self.render(spec), keep_stderr=True)
+        return re.sub(r"^sbatch: Job \d+ to start", "would start", said.strip())
 
     def state(self, job_id: str) -> JobStatus:
         """Read a job from the controller, else from accounting where there is one."""
@@ -107,14 +108,15 @@ class SlurmCluster:
         command = ["sacct", "-n", "-X", "-P", "-j", job_id, "-o", "State,End"]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
         words = done.stdout.split("|")[0].split() if done.returncode == 0 else []
-        known = {state.value: state for state in JobState}
-        return JobStatus(job_id=job_id, state=known.get(words[0] if words else "", JobState.UNKNOWN))
+        return JobStatus(job_id=job_id, state=parse_state(words[0] if words else ""))
 
-    def _call(self, command: Sequence[str], *, act: str, keep_stderr: bool = False) -> str:
+    def _call(self, command: Sequence[str], *, act: str, script: str | None = None, keep_stderr: bool = False) -> str:
         """Run a command of Slurm; try again while the controller does not answer."""
         for attempt in range(_TRIES):
             try:
-                done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
+                done = subprocess.run(
+                    command, input=script, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S
+                )
             except FileNotFoundError:
                 raise ClusterError(f"cannot {act}: there is no {command[0]} here\n  use a login node") from None
             if done.returncode == 0:
@@ -152,11 +154,34 @@ def _minutes(seconds: int | None) -> int | None:
     return None if seconds is None else max(1, -(-seconds // 60))
 
 
+# Slurm's rarer states, as what they mean to a run.
+# Source: Slurm 22.05, squeue(1), JOB STATE CODES.
+_RARE_STATES = {
+    "CONFIGURING": JobState.PENDING,
+    "REQUEUE_FED": JobState.PENDING,
+    "REQUEUE_HOLD": JobState.PENDING,
+    "RESV_DEL_HOLD": JobState.PENDING,
+    "SPECIAL_EXIT": JobState.PENDING,
+    "RESIZING": JobState.RUNNING,
+    "SIGNALING": JobState.RUNNING,
+    "STAGE_OUT": JobState.COMPLETING,
+    "STOPPED": JobState.RUNNING,
+    "SUSPENDED": JobState.RUNNING,
+    "BOOT_FAIL": JobState.NODE_FAIL,
+    "DEADLINE": JobState.TIMEOUT,
+    "REVOKED": JobState.CANCELLED,
+}
+
+
+def parse_state(word: str) -> JobState:
+    """Read a state; a word that is not known is UNKNOWN."""
+    return _RARE_STATES.get(word) or {state.value: state for state in JobState}.get(word, JobState.UNKNOWN)
+
+
 def parse_job(text: str, *, exit_note: Callable[[Path], str]) -> JobStatus:
     """Read one line of `scontrol show job -o`."""
     fields = dict(re.findall(r"(\w+)=(\S*)", text))
-    known = {state.value: state for state in JobState}
-    state = known.get(fields.get("JobState", ""), JobState.UNKNOWN)
+    state = parse_state(fields.get("JobState", ""))
     restarts = int(fields.get("Restarts") or 0)
     if state is JobState.PENDING and restarts:
         state = JobState.REQUEUED

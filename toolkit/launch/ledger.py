@@ -63,6 +63,13 @@ def end_attempt(run_dir: RunDir, attempt: Attempt) -> None:
     _write(run_dir.attempts_path, [*others, attempt])
 
 
+def fail_attempt(run_dir: RunDir, attempt: str, *, reason: str, time: float) -> None:
+    """Close the line of an attempt that broke off; one that had not begun has none."""
+    for known in read_attempts(run_dir):
+        if known.attempt == attempt:
+            end_attempt(run_dir, replace(known, outcome="FAILED", reason=reason, end_time=time))
+
+
 def _write(path: Path, attempts: Sequence[Attempt]) -> None:
     text = "".join(json.dumps(asdict(attempt)) + "\n" for attempt in attempts)
     storage.write_atomic(str(path), text.encode())

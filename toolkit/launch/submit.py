@@ -1,7 +1,10 @@
 """Check, freeze, submit: everything between the command and the queue."""
 
 import json
+import shutil
 import sys
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +15,10 @@ from toolkit.cluster.base import Cluster, JobSpec, JobStatus, PartitionLimits
 from toolkit.cluster.choose import open_cluster
 from toolkit.config.check import check_config
 from toolkit.config.load import Loaded, dump_config
-from toolkit.config.schema import RunConfig, to_dict
+from toolkit.config.schema import ClusterSection, RunConfig, to_dict
 from toolkit.data.manifest import check_sizes, read_manifest
 from toolkit.data.stream import count_samples
-from toolkit.errors import ConfigError, DataError, Problem, RunError
+from toolkit.errors import ConfigError, DataError, Problem, RunError, StorageError, ToolkitError
 from toolkit.launch.snapshot import freeze_code
 from toolkit.plan.costs import num_parameters
 from toolkit.plan.hardware import find_hardware
@@ -32,6 +35,8 @@ class Request:
     plan: Plan
     spec: JobSpec
     script: str
+    start: str
+    """What the scheduler says of the start; empty where it says nothing."""
 
 
 def state_dir(root: Path) -> Path:
@@ -44,48 +49,60 @@ def prepare_request(loaded: Loaded) -> Request:
 
     Raises:
         ConfigError: with all mistakes that can be found before the queue.
-        RunError: the run is live already.
+        RunError: the run is live already, or has checkpoints of another configuration.
+        ClusterError: the scheduler would refuse the job.
     """
     cluster = open_cluster(loaded.config.cluster.scheduler, state_dir=state_dir(Path(loaded.config.run.root)))
-    cfg, partition = _fill_from_cluster(loaded.config, cluster.limits())
-    problems = [
-        *check_config(cfg, loaded.origins),
-        *_check_partition(cfg, cluster.limits(), partition),
-        *_check_data(cfg),
-        *_check_places(cfg),
-    ]
-    if problems:
-        raise ConfigError(problems)
+    cfg, partition = _fill(loaded, cluster.limits(), checks=(_check_data, _check_places))
     run_dir = RunDir(Path(cfg.run.root) / cfg.run.name)
     refuse_live(run_dir)
     plan = resolve(cfg, hardware=find_hardware(cfg.cluster.gpu_type))
     _refuse_foreign_checkpoint(plan.cfg, run_dir)
     spec = _make_spec(plan.cfg, run_dir, partition)
-    return Request(cluster=cluster, run_dir=run_dir, plan=plan, spec=spec, script=cluster.render(spec))
+    start = cluster.check(spec)
+    return Request(cluster=cluster, run_dir=run_dir, plan=plan, spec=spec, script=cluster.render(spec), start=start)
 
 
 def prepare_plan(loaded: Loaded) -> Plan:
     """Plan a run without asking for its data or directory: for a look ahead on any machine."""
     cluster = open_cluster(loaded.config.cluster.scheduler, state_dir=state_dir(Path(loaded.config.run.root)))
-    cfg, partition = _fill_from_cluster(loaded.config, cluster.limits())
-    problems = [*check_config(cfg, loaded.origins), *_check_partition(cfg, cluster.limits(), partition)]
-    if problems:
-        raise ConfigError(problems)
+    cfg, _ = _fill(loaded, cluster.limits(), checks=())
     return resolve(cfg, hardware=find_hardware(cfg.cluster.gpu_type))
 
 
 def carry_out(request: Request) -> str:
-    """Write the run directory, freeze the code, hand the job in; give its id."""
+    """Write the run directory, freeze the code, hand the job in; give its id.
+
+    Raises:
+        StorageError: the run directory cannot be written.
+        ClusterError: the scheduler refused after all; a run directory that is new is taken away again.
+    """
     run_dir = request.run_dir
-    run_dir.logs_dir.mkdir(parents=True, exist_ok=True)
-    run_dir.root.chmod(0o700)  # its code is executed
-    freeze_code(run_dir.code_dir)
-    storage.write_atomic(str(run_dir.config_path), dump_config(request.plan.cfg).encode())
-    storage.write_atomic(str(run_dir.plan_path), plan_text(request.plan).encode())
-    job_id = request.cluster.submit(request.spec, script_path=run_dir.script_path)
+    is_new = not run_dir.root.exists()
+    try:
+        _write_run_dir(request)
+        job_id = request.cluster.submit(request.spec, script_path=run_dir.script_path)
+    except ToolkitError:
+        if is_new:
+            shutil.rmtree(run_dir.root, ignore_errors=True)
+        raise
     job = {"scheduler": request.cluster.name, "job_id": job_id}
     storage.write_atomic(str(run_dir.job_path), (json.dumps(job) + "\n").encode())
     return job_id
+
+
+def _write_run_dir(request: Request) -> None:
+    run_dir = request.run_dir
+    try:
+        run_dir.logs_dir.mkdir(parents=True, exist_ok=True)
+        run_dir.root.chmod(0o700)  # its code is executed
+        freeze_code(run_dir.code_dir)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {run_dir.root}: {error.strerror}\n  the run lives there\n  free space, or set run.root"
+        ) from error
+    storage.write_atomic(str(run_dir.config_path), dump_config(request.plan.cfg).encode())
+    storage.write_atomic(str(run_dir.plan_path), plan_text(request.plan).encode())
 
 
 def find_job(run_dir: RunDir) -> tuple[Cluster, str] | None:
@@ -113,34 +130,53 @@ def refuse_live(run_dir: RunDir) -> None:
         )
 
 
-def _fill_from_cluster(cfg: RunConfig, limits: list[PartitionLimits]) -> tuple[RunConfig, PartitionLimits | None]:
-    """Take what is open from the partition, and make paths absolute: the job starts elsewhere."""
-    named = cfg.cluster.partition
+def _fill(
+    loaded: Loaded, limits: list[PartitionLimits], *, checks: Sequence[Callable[[RunConfig], list[Problem]]]
+) -> tuple[RunConfig, PartitionLimits]:
+    """Take what is open from the partition, then check everything that can be checked; raise all mistakes at once."""
+    named = loaded.config.cluster.partition
     partition = next((p for p in limits if p.name == named), None) if named else next(iter(limits), None)
-    section = replace(cfg.cluster, nodes=cfg.cluster.nodes)
-    if partition is not None:
-        gpus = section.gpus_per_node or partition.gpus_per_node or 1
-        section = replace(
-            section,
-            gpus_per_node=gpus,
-            gpu_type=section.gpu_type or (partition.gpu_type if partition.gpus_per_node else None),
-            time_limit=section.time_limit or partition.max_time_s,
-        )
+    cfg = _make_absolute(loaded.config)
+    if partition is None:
+        names = ", ".join(limit.name for limit in limits) or "none"
+        problems = [Problem(f"there is no partition {named!r}", f"there are: {names}", "set --partition")]
+    else:
+        cfg = replace(cfg, cluster=_fill_section(cfg.cluster, partition))
+        problems = _check_partition(cfg, partition)
+    problems = [*check_config(cfg, loaded.origins), *problems, *(p for check in checks for p in check(cfg))]
+    if problems:
+        raise ConfigError(problems)
+    assert partition is not None, "a partition that does not exist was not refused"
+    return cfg, partition
+
+
+def _fill_section(section: ClusterSection, partition: PartitionLimits) -> ClusterSection:
+    ranks = section.gpus_per_node or partition.gpus_per_node or 1
+    # a rank's share of the CPUs is the same when only some of a node's GPUs are asked for
+    cpus = partition.cpus_per_node // (partition.gpus_per_node or ranks)
+    return replace(
+        section,
+        gpus_per_node=ranks,
+        gpu_type=section.gpu_type or (partition.gpu_type if partition.gpus_per_node else None),
+        cpus_per_task=section.cpus_per_task or max(1, cpus),
+        time_limit=section.time_limit or partition.max_time_s,
+    )
+
+
+def _make_absolute(cfg: RunConfig) -> RunConfig:
+    """Make paths absolute: the job starts elsewhere."""
     data = replace(cfg.data, path=_absolute(cfg.data.path))
     checkpoint = replace(cfg.checkpoint, dir=_absolute(cfg.checkpoint.dir) if cfg.checkpoint.dir else None)
     run = replace(cfg.run, root=_absolute(cfg.run.root))
-    return replace(cfg, cluster=section, data=data, checkpoint=checkpoint, run=run), partition
+    return replace(cfg, data=data, checkpoint=checkpoint, run=run)
 
 
 def _absolute(path: str) -> str:
     return str(storage.local_path(path).absolute()) if storage.is_local(path) else path
 
 
-def _check_partition(cfg: RunConfig, limits: list[PartitionLimits], partition: PartitionLimits | None) -> list[Problem]:
+def _check_partition(cfg: RunConfig, partition: PartitionLimits) -> list[Problem]:
     asked = cfg.cluster
-    if partition is None:
-        names = ", ".join(limit.name for limit in limits)
-        return [Problem(f"there is no partition {asked.partition!r}", f"there are: {names}", "set --partition")]
     problems = []
     if asked.nodes > partition.num_nodes:
         must = f"partition {partition.name} has {partition.num_nodes}"
@@ -176,19 +212,20 @@ def _check_data(cfg: RunConfig) -> list[Problem]:
 
 
 def _check_places(cfg: RunConfig) -> list[Problem]:
-    """Try to write where the run will, and compare free space with one checkpoint."""
-    problems = []
-    root = Path(cfg.run.root)
+    """Try to write where the run will, leaving nothing, and compare free space with one checkpoint."""
+    root = Path(cfg.run.root) / cfg.run.name
     target = Path(cfg.checkpoint.dir) if cfg.checkpoint.dir else root
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        root.mkdir(parents=True, exist_ok=True)
-        for place in {root, target}:
-            probe = place / f".write-{cfg.run.name}"
-            probe.touch()
-            probe.unlink()
-    except OSError as error:
-        return [Problem(f"cannot write to {error.filename}: {error.strerror}", "the run lives there", "set run.root")]
+    problems = []
+    for key, place in {"run.root": root, "checkpoint.dir": target}.items():
+        existing = storage.nearest_existing(place)
+        try:
+            with tempfile.TemporaryFile(dir=existing):
+                pass
+        except OSError as error:
+            what = f"cannot write to {existing}: {error.strerror}"
+            problems.append(Problem(what, f"{place} is to be there", f"set {key}, or ask for the right to write"))
+    if problems:
+        return problems[:1] if target == root else problems
     need, free = layout.bytes_needed(num_parameters(cfg.model)), storage.free_bytes(target)
     if need > free:
         what = f"{target} has {free / 2**30:.1f} GiB free"
@@ -217,10 +254,9 @@ def _refuse_foreign_checkpoint(cfg: RunConfig, run_dir: RunDir) -> None:
         )
 
 
-def _make_spec(cfg: RunConfig, run_dir: RunDir, partition: PartitionLimits | None) -> JobSpec:
+def _make_spec(cfg: RunConfig, run_dir: RunDir, partition: PartitionLimits) -> JobSpec:
     section = cfg.cluster
     assert section.gpus_per_node is not None, "cluster.gpus_per_node is not resolved"
-    has_gpus = partition is not None and partition.gpus_per_node > 0
     return JobSpec(
         name=cfg.run.name,
         command=(sys.executable, "-m", "toolkit.launch.job", str(run_dir.root)),
@@ -228,7 +264,9 @@ def _make_spec(cfg: RunConfig, run_dir: RunDir, partition: PartitionLimits | Non
         log_dir=run_dir.logs_dir,
         nodes=section.nodes,
         tasks_per_node=section.gpus_per_node,
-        gpus_per_node=section.gpus_per_node if has_gpus else 0,
+        gpus_per_node=section.gpus_per_node if partition.gpus_per_node else 0,
+        # a name that only the planner knows (h100 for nvidia_h100_80gb) would be refused
+        gpu_type=section.gpu_type if section.gpu_type == partition.gpu_type else None,
         cpus_per_task=section.cpus_per_task,
         time_limit_s=section.time_limit,
         signal_delay_s=section.signal_delay_s,

@@ -9,6 +9,8 @@ import secrets
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +22,9 @@ from toolkit.monitor.metrics import ETA_S, step_line
 from toolkit.rundir import RunDir
 
 log = logging.getLogger(__name__)
+
+_WANDB_ANSWER_S = 5.0
+_WANDB_INIT_S = 60.0
 
 
 class Sink(Protocol):
@@ -75,20 +80,26 @@ class WandbSink:
     def __init__(self, section: MonitorSection, run_dir: RunDir, *, name: str, config: dict[str, Any]) -> None:
         import wandb  # deferred: costs 0.6 s, and many runs go without  # noqa: PLC0415
 
-        mode: Any = section.wandb
-        if mode == "auto":
-            mode = "online" if wandb.login(prompt=False) else "offline"
-        self._run = wandb.init(
-            project=section.wandb_project,
-            entity=section.wandb_entity,
-            name=name,
-            id=_run_id(run_dir),
-            resume="allow",
-            mode=mode,
-            dir=str(run_dir.root),
-            config=config,
-            settings=wandb.Settings(silent=True, init_timeout=60, console="off"),
-        )
+        options: dict[str, Any] = {
+            "project": section.wandb_project,
+            "entity": section.wandb_entity,
+            "name": name,
+            "id": _run_id(run_dir),
+            "resume": "allow",
+            "dir": str(run_dir.root),
+            "config": config,
+            "settings": wandb.Settings(silent=True, init_timeout=_WANDB_INIT_S, console="off"),
+        }
+        self._run: Any = None
+        if section.wandb != "offline" and _answers(wandb.setup().settings.base_url):
+            try:
+                if section.wandb == "online" or wandb.login(prompt=False):
+                    self._run = wandb.init(mode="online", **options)
+            except wandb.Error as error:
+                log.warning("W&B refused: %s", error)
+        if self._run is None:
+            self._run = wandb.init(mode="offline", **options)
+            log.info("W&B is recorded offline; send it: python -m toolkit sync %s", run_dir.name)
         # Steps that are redone after a fault are told again: the axis is a value, not W&B's own counter.
         self._run.define_metric("*", step_metric="step")
 
@@ -99,6 +110,17 @@ class WandbSink:
     def close(self, outcome: str) -> None:
         """End the attempt's part of the run."""
         self._run.finish(exit_code=1 if outcome == "FAILED" else 0)
+
+
+def _answers(url: str) -> bool:
+    """Whether a server answers at all: wandb itself would try for minutes, while all ranks wait."""
+    try:
+        urllib.request.urlopen(url, timeout=_WANDB_ANSWER_S).close()
+    except urllib.error.HTTPError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 class TensorBoardSink:
