@@ -224,9 +224,14 @@ def sync_wandb(run_dir: RunDir) -> list[str]:
     Raises:
         RunError: wandb could not send; its own words are in the text.
     """
+    import wandb  # deferred: costs 0.6 s, and many runs go without  # noqa: PLC0415
+
     unsent = [path for path in sorted(run_dir.wandb_dir.glob("offline-run-*")) if not list(path.glob("*.synced"))]
     if not unsent:
         return []
+    url = wandb.setup().settings.base_url
+    if not _answers(url):
+        raise RunError(f"W&B does not answer at {url}\n  it needs the network\n  sync from a node that reaches it")
     # In one call: wandb then sends the attempts of one run one after another, by time of start.
     command = [sys.executable, "-m", "wandb", "sync", *map(str, unsent)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,15 +1,19 @@
 """What is written about a run."""
 
+import http.server
 import json
+import logging
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from toolkit.config.schema import MonitorSection
+from toolkit.errors import RunError
 from toolkit.monitor import metrics
 from toolkit.monitor.rate import RateMeter
-from toolkit.monitor.sinks import JsonlSink, Sinks, WandbSink, rewind_jsonl
+from toolkit.monitor.sinks import JsonlSink, Sinks, WandbSink, rewind_jsonl, sync_wandb
 from toolkit.monitor.watch import check_finite
 from toolkit.rundir import RunDir
 
@@ -85,6 +89,51 @@ def test_all_attempts_write_to_one_wandb_run(tmp_path: Path, monkeypatch: pytest
     directories = list(run_dir.wandb_dir.glob("offline-run-*"))
     assert directories
     assert all(directory.name.endswith(run_id) for directory in directories)
+
+
+class Refusing(http.server.BaseHTTPRequestHandler):
+    """Answers that the key is wrong, whatever is asked."""
+
+    def do_GET(self) -> None:
+        self.send_response(401)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_POST = do_GET
+
+    def log_message(self, *words: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("server", ["refuses", "is silent"])
+def test_an_attempt_is_recorded_offline_where_wandb_cannot_be_used(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import wandb
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as listener:
+        if server == "refuses":
+            threading.Thread(target=listener.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{listener.server_port}"
+        if server == "is silent":
+            listener.server_close()
+        for name, value in {"WANDB_BASE_URL": url, "WANDB_API_KEY": "a" * 40, "HOME": str(tmp_path)}.items():
+            monkeypatch.setenv(name, value)
+        wandb.teardown()  # it reads its environment once
+        run_dir = RunDir(tmp_path / "run")
+        run_dir.root.mkdir()
+        caplog.set_level(logging.INFO, logger="toolkit")
+        sink = WandbSink(MonitorSection(), run_dir, name="n", config={})
+        sink.write(1, {metrics.LOSS: 1.0})
+        sink.close("FINISHED")
+        wandb.teardown()
+        if server == "refuses":
+            assert "W&B refused" in caplog.text
+            listener.shutdown()
+    assert "recorded offline; send it: python -m toolkit sync run" in caplog.text
+    assert len(list(run_dir.wandb_dir.glob("offline-run-*"))) == 1
+    with pytest.raises(RunError, match="W&B does not answer at http"):
+        sync_wandb(run_dir)
 
 
 def test_a_number_that_is_not_finite_is_named() -> None:
