@@ -1,4 +1,4 @@
-"""A private, real Slurm of four nodes for the tests of this folder."""
+"""A private, real Slurm for the tests of this folder."""
 
 import os
 import shutil
@@ -12,24 +12,27 @@ import pytest
 SCRIPT = Path(__file__).parents[1] / "devcluster" / "minislurm.sh"
 
 
-@pytest.fixture(scope="session")
-def slurm() -> Iterator[Path]:
-    """Start the cluster, point Slurm's commands to it, and take it down again."""
+def run_slurm(directory: Path, *, nodes: int, gpus: int) -> Iterator[Path]:
+    """Start a cluster, give its slurm.conf, and take it down again; skip where there is no Slurm."""
     path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
     missing = [name for name in ("slurmctld", "slurmd", "munged", "sbatch") if not shutil.which(name, path=path)]
     if missing:
         pytest.skip(f"no real Slurm: {', '.join(missing)} missing; `make test` as root on Debian installs it")
-    directory = Path(tempfile.mkdtemp(prefix="ms"))
     names = "uts" if os.geteuid() == 0 else "none"
-    environ = {**os.environ, "NS": names, "GPUS": "0", "CPUS": "8"}
-    subprocess.run([SCRIPT, "up", directory, "4"], check=True, env=environ, timeout=90)
-    before = os.environ.get("SLURM_CONF")
-    os.environ["SLURM_CONF"] = str(directory / "etc" / "slurm.conf")
+    environ = {**os.environ, "NS": names, "GPUS": str(gpus), "CPUS": str(max(8, gpus))}
+    subprocess.run([SCRIPT, "up", directory, str(nodes)], check=True, env=environ, timeout=90)
     try:
-        yield directory
+        yield directory / "etc" / "slurm.conf"
     finally:
-        os.environ.pop("SLURM_CONF")
-        if before is not None:
-            os.environ["SLURM_CONF"] = before
         subprocess.run([SCRIPT, "down", directory], check=False, env={**environ, "FAST": "1"}, timeout=90)
-        shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[Path]:
+    """Give a cluster of four nodes to which Slurm's commands talk."""
+    directory = Path(tempfile.mkdtemp(prefix="ms"))
+    with pytest.MonkeyPatch.context() as patch:
+        for slurm_conf in run_slurm(directory, nodes=4, gpus=0):
+            patch.setenv("SLURM_CONF", str(slurm_conf))
+            yield directory
+    shutil.rmtree(directory, ignore_errors=True)

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from tests.dataset import make_dataset
-from tests.runs import losses, submit, wait, wait_for_step
+from tests.runs import CHECKOUT, losses, rank_processes, submit, submit_command, verb, wait, wait_for_step
 from toolkit.cluster.local import LocalCluster
 from toolkit.rundir import RunDir
 
@@ -21,16 +21,6 @@ SPLIT = ("--nodes", "2", "parallel.stages=2", LOCAL)
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_dataset(tmp_path_factory.mktemp("data"))[0]
-
-
-def verb(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "toolkit", *words, "--root", str(root)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
-
-
-def rank_processes(run_dir: RunDir) -> list[psutil.Process]:
-    found = [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [])[-1:] == [str(run_dir.root)]]
-    return sorted(found, key=lambda process: int(process.environ()["SLURM_PROCID"]))
 
 
 def test_a_run_that_is_requeued_in_the_middle_equals_one_that_never_stopped(tmp_path: Path, dataset: Path) -> None:
@@ -51,6 +41,48 @@ def test_a_run_that_is_requeued_in_the_middle_equals_one_that_never_stopped(tmp_
     assert "60/60" in listed.stdout
     said = verb(tmp_path, "generate", "cut", "--prompt", "the cat", "--tokens", "5")
     assert said.stdout.startswith("the cat"), said.stderr
+
+
+def test_a_job_is_warned_before_its_time_limit_and_goes_on_until_its_tokens_are_done(
+    tmp_path: Path, dataset: Path
+) -> None:
+    # a limit of minutes that ends within the test: the warning comes a second after the start
+    limit = ("--time", "5m", "cluster.signal_delay_s=299", "cluster.max_requeues=2", "run.tokens=2e8")
+    assert submit(tmp_path, dataset, *limit, *SPLIT, "checkpoint.save_every=1000").returncode == 0
+    run_dir = RunDir(tmp_path / "tiny")
+    run = wait(run_dir)
+    ends = [(attempt["outcome"], attempt["reason"]) for attempt in run["attempts"]]
+    requeue, failed = ("REQUEUE", "the time limit is near"), "and cluster.max_requeues=2 is used up"
+    assert ends == [requeue, requeue, ("FAILED", f"the time limit is near, {failed}")]
+    assert run["job"]["restarts"] == 2
+    assert run["job"]["state"] == "FAILED"
+    steps = [(attempt["first_step"], attempt["last_step"]) for attempt in run["attempts"]]
+    assert [first for first, _ in steps] == [0, *(last for _, last in steps[:-1])]
+    assert len(losses(run_dir)) == steps[-1][1]
+
+
+def test_following_shows_progress_and_ctrl_c_leaves_the_job_running(tmp_path: Path, dataset: Path) -> None:
+    command = submit_command(tmp_path, dataset, "--follow", "run.tokens=2e8", *SPLIT)
+    run_dir = RunDir(tmp_path / "tiny")
+    with subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True, start_new_session=True) as follower:
+        wait_for_step(run_dir, 2)
+        follower.send_signal(signal.SIGINT)
+        said, _ = follower.communicate(timeout=30)
+    assert follower.returncode == 0
+    assert "RUNNING starting" in said
+    assert "the job goes on; stop it: python -m toolkit cancel tiny" in said
+    assert len(rank_processes(run_dir)) == 2
+    command = [sys.executable, "-m", "toolkit", "logs", "tiny", "--rank", "1", "--follow", "--root", str(tmp_path)]
+    with subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True) as reader:
+        assert verb(tmp_path, "cancel", "tiny").returncode == 0
+        assert reader.wait(timeout=60) == 0  # it ends with the job
+    assert "step 1/" in verb(tmp_path, "logs", "tiny").stdout
+    none = verb(tmp_path, "logs", "tiny", "--rank", "7")
+    assert none.returncode == 2
+    assert "no log of rank 7" in none.stderr
+    unknown = verb(tmp_path, "status", "tinny")
+    assert unknown.returncode == 2
+    assert "runs there: tiny" in unknown.stderr
 
 
 def test_a_cancelled_run_saves_and_goes_on_with_other_nodes(tmp_path: Path, dataset: Path) -> None:
@@ -111,7 +143,14 @@ def test_bad_input_is_refused_at_once_and_leaves_nothing(tmp_path: Path, dataset
     assert "'abc' is no number" in done.stderr
     done = submit(root, tmp_path / "nothing", LOCAL)
     assert "does not exist" in done.stderr
-    assert not list(root.glob("*"))
+    large = ("model.hidden_size=65536", "model.intermediate_size=262144", "model.num_hidden_layers=100")
+    done = submit(root, dataset, *large, LOCAL)
+    assert "GiB free" in done.stderr
+    assert "one checkpoint takes" in done.stderr
+    done = submit(Path("/proc/runs"), dataset, LOCAL)
+    assert "cannot write to /proc" in done.stderr
+    assert "set run.root" in done.stderr
+    assert not root.exists()
 
 
 def test_a_damaged_shard_and_a_small_vocabulary_are_refused(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def run_rank(run_dir: RunDir, stop: StopFlag) -> int:
     except Exception as error:
         return _fail(run_dir, place, error)
     if outcome.end is End.REQUEUE and place.rank == 0:
-        _requeue(cfg, run_dir, place, stop)
+        _requeue(run_dir, place, stop)
     return EXIT_BUG if outcome.end is End.FAILED else EXIT_DONE
 
 
@@ -58,7 +58,7 @@ def _attempt(cfg: RunConfig, run_dir: RunDir, world: World, stop: StopFlag, form
         begin_attempt(run_dir, record)
     training = Training(cfg, _surround(cfg, run_dir, world, stop, formatter))
     sinks = _open_sinks(cfg, run_dir, world, step=training.step)
-    outcome = training.run(sinks)
+    outcome = _bound_requeues(training.run(sinks), world.place, limit=cfg.cluster.max_requeues)
     sinks.close(outcome.end.value)
     if world.rank == 0:
         log.info("%s at step %d: %s", outcome.end.value, outcome.last_step, outcome.reason)
@@ -127,12 +127,15 @@ def _fail(run_dir: RunDir, place: Place, error: Exception) -> int:
     return error.exit_code if isinstance(error, ToolkitError) else EXIT_BUG
 
 
-def _requeue(cfg: RunConfig, run_dir: RunDir, place: Place, stop: StopFlag) -> None:
-    """Put the job back into the queue, then wait to be ended: leaving first would complete the job."""
+def _bound_requeues(outcome: Outcome, place: Place, *, limit: int) -> Outcome:
     restarts = int(place.attempt.rpartition(".")[2])
-    if restarts >= cfg.cluster.max_requeues:
-        log.warning("not requeued: cluster.max_requeues=%d is used up", cfg.cluster.max_requeues)
-        return
+    if outcome.end is not End.REQUEUE or restarts < limit:
+        return outcome
+    return replace(outcome, end=End.FAILED, reason=f"{outcome.reason}, and cluster.max_requeues={limit} is used up")
+
+
+def _requeue(run_dir: RunDir, place: Place, stop: StopFlag) -> None:
+    """Put the job back into the queue, then wait to be ended: leaving first would complete the job."""
     cluster = open_cluster(place.cluster, state_dir=Path(os.environ.get("TOOLKIT_LOCAL_STATE", run_dir.root)))
     cluster.requeue(place.job_id)
     deadline = time.monotonic() + _REQUEUE_WAIT_S
