@@ -92,11 +92,15 @@ def _add_submit(verbs: Any) -> None:
 def _add_config_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("config", nargs="?", help="configuration (default: configs/default.yaml)")
     verb.add_argument("settings", nargs="*", metavar="key.path=value", help="change a value, e.g. optim.peak_lr=2e-4")
-    verb.add_argument("--nodes", type=int, help="nodes of the job")
-    verb.add_argument("--gpus-per-node", type=int, help="ranks a node (default: all its GPUs; 1 where it has none)")
-    verb.add_argument("--time", help="time limit of a job: 30m, 12h, 2-00:00:00 (default: the partition's maximum)")
-    verb.add_argument("--partition", help="partition (default: the cluster's)")
-    verb.add_argument("--name", help="name of the run (default: run.name of the configuration)")
+    verb.add_argument("--nodes", type=int, metavar="N", help="nodes of the job")
+    verb.add_argument(
+        "--gpus-per-node", type=int, metavar="G", help="ranks a node (default: all its GPUs; 1 where it has none)"
+    )
+    verb.add_argument(
+        "--time", metavar="T", help="time limit of a job: 30m, 12h, 2-00:00:00 (default: the partition's maximum)"
+    )
+    verb.add_argument("--partition", metavar="P", help="partition (default: the cluster's)")
+    verb.add_argument("--name", metavar="NAME", help="name of the run (default: run.name of the configuration)")
 
 
 def _add_json(verb: argparse.ArgumentParser) -> None:

@@ -7,6 +7,7 @@ Scalars are read from their text by the declared type, so that `5e5` is a whole 
 
 import dataclasses
 import difflib
+import os
 import re
 import types
 from collections.abc import Mapping, Sequence
@@ -140,7 +141,7 @@ def _read_file(path: Path, layers: _Layers, known: Mapping[str, Any], *, above: 
     base = entries.pop(_BASE, None)
     names = [] if base is None else base.value if isinstance(base, yaml.SequenceNode) else [base]
     for name in names:
-        _read_file(path.parent / str(name.value), layers, known, above=(*above, path.resolve()))
+        _read_file(Path(os.path.normpath(path.parent / str(name.value))), layers, known, above=(*above, path.resolve()))
     for section, node in entries.items():
         _read_section(section, node, path, layers, known)
 
