@@ -1,7 +1,8 @@
 # What every rank's environment needs; sourced by the job script in the frozen code. The only place of it.
 : "${SLURM_JOB_ID:?set by Slurm}"
 export TOOLKIT_CLUSTER=slurm
-export TOOLKIT_ATTEMPT="$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+export TOOLKIT_ATTEMPT="${job:-$SLURM_JOB_ID}.${SLURM_RESTART_COUNT:-0}"
 export MASTER_ADDR="${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}"
 # Another port for each attempt and run directory, below the range that Linux gives to clients.
 export MASTER_PORT=$((20000 + $(printf '%s' "$TOOLKIT_ATTEMPT $PWD" | cksum | cut -d ' ' -f 1) % 12000))

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+ARRAY_TASK = "@ARRAY_TASK@"
+"""Stands in a job's command for the index of the array's task."""
+
 
 class JobState(str, enum.Enum):
     """Slurm's words for the state of a job."""
@@ -62,6 +65,12 @@ class JobSpec:
     sbatch_extra: Mapping[str, Any] = field(default_factory=dict)
     srun_extra: tuple[str, ...] = ()
     dependency: str | None = None
+    """Slurm's words: `afterok:7` starts the job when job 7 has COMPLETED, and cancels it when that cannot be."""
+    array: tuple[int, ...] = ()
+    """A job array: one task on one node for each index, independent of the others; empty: no array.
+
+    Task i prints to `log_dir/<job id>_<i>.<restart count>/0.out`.
+    """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,7 +1,8 @@
 """Runs one job of emulated nodes from start to end: `python -m toolkit.cluster.controller JOB_DIR`.
 
 It does what slurmctld, slurmd and srun do: variables of each task, time limit with the signal before it,
-end of all when one fails, cancel, requeue, crash of a node.
+end of all when one fails, cancel, requeue, crash of a node; dependencies, and job arrays, whose tasks are
+independent and take turns on the cores of this machine.
 """
 
 import json
@@ -12,24 +13,30 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import psutil
 
 from toolkit.cluster.base import JobState
-from toolkit.cluster.local import PARTITION, read_state, write_state
+from toolkit.cluster.local import PARTITION, LocalCluster, read_state, write_state
 
 KILL_WAIT_S = 15.0  # from SIGTERM to SIGKILL; Slurm's KillWait is 30
 _POLL_S = 0.03
 
 
+Verdict: TypeAlias = tuple[JobState, str, str]
+"""How an attempt ended: state, reason, exit note."""
+
+
 @dataclass(slots=True)
 class Task:
-    """One rank."""
+    """One rank, or one task of an array."""
 
     rank: int
+    """Of a task of an array: its index."""
     node: int
     process: "subprocess.Popen[bytes]"
 
@@ -43,6 +50,8 @@ class Attempt:
     """Unix seconds."""
     warned: bool = False
     lost_nodes: set[int] = field(default_factory=set)
+    waiting: list[int] = field(default_factory=list)
+    """Indices of the array that have not been started."""
 
 
 class Controller:
@@ -59,7 +68,7 @@ class Controller:
     def run(self) -> None:
         """Run attempts until the job ends for good."""
         while True:
-            state, reason, note = self._run_attempt()
+            state, reason, note = self._await_dependency() or self._run_attempt()
             again = state is JobState.REQUEUED or (state is JobState.NODE_FAIL and self.spec["requeue"])
             if not again:
                 self._tell(state=state, reason=reason, exit_note=note, end_time=time.time())
@@ -67,10 +76,30 @@ class Controller:
             restarts = self.known["restarts"] + 1
             self._tell(state=JobState.REQUEUED, reason=reason, exit_note=note, restarts=restarts)
 
-    def _run_attempt(self) -> tuple[JobState, str, str]:
+    def _await_dependency(self) -> Verdict | None:
+        """Wait for `afterok:ID[:ID]`; a verdict says that the job cannot start any more."""
+        kind, *job_ids = (self.spec["dependency"] or "afterok").split(":")
+        assert kind == "afterok", f"dependency {self.spec['dependency']} is not emulated"
+        jobs = LocalCluster(self.job_dir.parents[1])
+        self._tell(reason="Dependency" if job_ids else "")
+        while job_ids:
+            states = [jobs.state(job_id).state for job_id in job_ids]
+            if all(state is JobState.COMPLETED for state in states):
+                return None
+            if not all(state is JobState.COMPLETED or state.is_live for state in states):
+                return JobState.CANCELLED, "DependencyNeverSatisfied", ""
+            verdict = self._obey_requests(Attempt(tasks=[], deadline=None))
+            if verdict is not None:
+                return verdict
+            time.sleep(_POLL_S)
+        return None
+
+    def _run_attempt(self) -> Verdict:
         now = time.time()
         limit = self.spec["time_limit_s"]
-        attempt = Attempt(tasks=self._start_tasks(), deadline=now + limit if limit else None)
+        waiting = list(self.spec["array"])
+        tasks = [] if waiting else self._start_ranks()
+        attempt = Attempt(tasks=tasks, deadline=now + limit if limit else None, waiting=waiting)
         self._tell(state=JobState.RUNNING, reason="", exit_note="", start_time=now, end_time=attempt.deadline)
         try:
             while (verdict := self._look(attempt)) is None:
@@ -79,11 +108,13 @@ class Controller:
             _end_tasks(attempt.tasks, patience_s=0.0)
         return verdict
 
-    def _look(self, attempt: Attempt) -> tuple[JobState, str, str] | None:
+    def _look(self, attempt: Attempt) -> Verdict | None:
         """Take one look at clock, requests and tasks; a verdict ends the attempt."""
         verdict = self._obey_requests(attempt) or self._watch_clock(attempt)
         if verdict is not None:
             return verdict
+        if self.spec["array"]:
+            return self._look_at_array(attempt)
         failed = next((task for task in attempt.tasks if task.process.poll() not in (None, 0)), None)
         if failed is not None:
             note = f"rank {failed.rank} on {self.nodes[failed.node]}: {_describe(failed.process.returncode)}"
@@ -96,7 +127,18 @@ class Controller:
             return JobState.COMPLETED, "", ""
         return None
 
-    def _obey_requests(self, attempt: Attempt) -> tuple[JobState, str, str] | None:
+    def _look_at_array(self, attempt: Attempt) -> Verdict | None:
+        num_running = sum(task.process.poll() is None for task in attempt.tasks)
+        while attempt.waiting and num_running < (os.cpu_count() or 1):
+            attempt.tasks.append(self._start_array_task(attempt.waiting.pop(0)))
+            num_running += 1
+        if num_running:
+            return None
+        failed = [task for task in attempt.tasks if task.process.returncode != 0]
+        notes = [f"task {task.rank} on {self.nodes[0]}: {_describe(task.process.returncode)}" for task in failed]
+        return (JobState.FAILED, "NonZeroExitCode", "; ".join(notes)) if failed else (JobState.COMPLETED, "", "")
+
+    def _obey_requests(self, attempt: Attempt) -> Verdict | None:
         for request in sorted((self.job_dir / "requests").iterdir()):
             request.unlink()
             if request.name == "cancel":
@@ -111,7 +153,7 @@ class Controller:
                 _signal([task for task in attempt.tasks if task.node == node], signal.SIGKILL)
         return None
 
-    def _watch_clock(self, attempt: Attempt) -> tuple[JobState, str, str] | None:
+    def _watch_clock(self, attempt: Attempt) -> Verdict | None:
         if attempt.deadline is None:
             return None
         left_s = attempt.deadline - time.time()
@@ -123,32 +165,40 @@ class Controller:
             _signal(attempt.tasks, signal.SIGUSR2)
         return None
 
-    def _start_tasks(self) -> list[Task]:
+    def _start_ranks(self) -> list[Task]:
         per_node = self.spec["tasks_per_node"]
         attempt = f"{self.job_dir.name}.{self.known['restarts']}"
-        log_dir = Path(self.spec["log_dir"]) / attempt
-        log_dir.mkdir(parents=True, exist_ok=True)
         common = self._variables(attempt)
-        tasks = []
-        for rank in range(self.spec["nodes"] * per_node):
-            node = rank // per_node
-            own = {
-                "SLURM_PROCID": str(rank),
-                "SLURM_LOCALID": str(rank % per_node),
-                "SLURM_NODEID": str(node),
-                "SLURMD_NODENAME": self.nodes[node],
-            }
-            with (log_dir / f"{rank}.out").open("ab") as log:
-                process = subprocess.Popen(
-                    [*_die_with_me(), "bash", str(self.job_dir / "script.sh")],
-                    env={**os.environ, **common, **own},
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,  # its children are signalled with it
-                )
-            tasks.append(Task(rank=rank, node=node, process=process))
-        return tasks
+        return [
+            self._start_task(rank, node=rank // per_node, local_rank=rank % per_node, variables=common)
+            for rank in range(self.spec["nodes"] * per_node)
+        ]
+
+    def _start_array_task(self, index: int) -> Task:
+        array = {"SLURM_ARRAY_JOB_ID": self.job_dir.name, "SLURM_ARRAY_TASK_ID": str(index)}
+        common = self._variables(f"{self.job_dir.name}_{index}.{self.known['restarts']}")
+        task = self._start_task(0, node=0, local_rank=0, variables={**common, **array})
+        return replace(task, rank=index)
+
+    def _start_task(self, rank: int, *, node: int, local_rank: int, variables: Mapping[str, str]) -> Task:
+        log_dir = Path(self.spec["log_dir"]) / variables["TOOLKIT_ATTEMPT"]
+        log_dir.mkdir(parents=True, exist_ok=True)
+        own = {
+            "SLURM_PROCID": str(rank),
+            "SLURM_LOCALID": str(local_rank),
+            "SLURM_NODEID": str(node),
+            "SLURMD_NODENAME": self.nodes[node],
+        }
+        with (log_dir / f"{rank}.out").open("ab") as log:
+            process = subprocess.Popen(
+                [*_die_with_me(), "bash", str(self.job_dir / "script.sh")],
+                env={**os.environ, **variables, **own},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # its children are signalled with it
+            )
+        return Task(rank=rank, node=node, process=process)
 
     def _variables(self, attempt: str) -> dict[str, str]:
         """Give the variables that Slurm (and sbatch/env.sh) would set, the same for every task."""

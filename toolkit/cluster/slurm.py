@@ -14,11 +14,12 @@ import shlex
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
 from toolkit import storage
-from toolkit.cluster.base import JobSpec, JobState, JobStatus, PartitionLimits
+from toolkit.cluster.base import ARRAY_TASK, JobSpec, JobState, JobStatus, PartitionLimits
 from toolkit.errors import ClusterError
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ class SlurmCluster:
         from submitit.slurm.slurm import _make_sbatch_string  # noqa: PLC0415
 
         text: str = _make_sbatch_string(
-            command=shlex.join(spec.command),
+            command=shlex.join(spec.command).replace(ARRAY_TASK, '"$SLURM_ARRAY_TASK_ID"'),
             folder=spec.log_dir,
             job_name=spec.name,
             partition=spec.partition,
@@ -84,7 +85,7 @@ class SlurmCluster:
             if "Invalid job id" not in str(error):
                 raise
             return self._state_by_accounting(job_id)
-        return parse_job(text, exit_note=read_exit_note)
+        return parse_jobs(text, exit_note=read_exit_note)
 
     def cancel(self, job_id: str) -> None:
         """End a job."""
@@ -135,8 +136,12 @@ def _parameters(spec: JobSpec) -> dict[str, object]:
     parameters: dict[str, object] = {
         "chdir": spec.work_dir,
         "requeue" if spec.requeue else "no-requeue": True,
-        "output": f"{spec.log_dir}/%j.batch.out",
+        "output": f"{spec.log_dir}/{'%A_%a' if spec.array else '%j'}.batch.out",
     }
+    if spec.array:
+        parameters["array"] = ",".join(map(str, spec.array))
+    if spec.dependency:
+        parameters["kill-on-invalid-dep"] = "yes"
     if spec.gpus_per_node:
         kind = f"{spec.gpu_type}:" if spec.gpu_type else ""
         parameters["gpus-per-node"] = f"{kind}{spec.gpus_per_node}"
@@ -176,6 +181,34 @@ _RARE_STATES = {
 def parse_state(word: str) -> JobState:
     """Read a state; a word that is not known is UNKNOWN."""
     return _RARE_STATES.get(word) or {state.value: state for state in JobState}.get(word, JobState.UNKNOWN)
+
+
+_WORST_FIRST = (
+    JobState.RUNNING,
+    JobState.COMPLETING,
+    JobState.PENDING,
+    JobState.REQUEUED,
+    JobState.FAILED,
+    JobState.OUT_OF_MEMORY,
+    JobState.NODE_FAIL,
+    JobState.TIMEOUT,
+    JobState.CANCELLED,
+    JobState.PREEMPTED,
+    JobState.UNKNOWN,
+    JobState.COMPLETED,
+)
+"""Which task speaks for an array: it is live while one of them is, and COMPLETED when all are."""
+
+
+def parse_jobs(text: str, *, exit_note: Callable[[Path], str]) -> JobStatus:
+    """Read the lines of `scontrol show job -o`: one for a job, several for an array."""
+    tasks = [parse_job(line, exit_note=exit_note) for line in text.splitlines() if line.strip()]
+    worst = min(tasks, key=lambda task: _WORST_FIRST.index(task.state))
+    array_id = re.search(r"ArrayJobId=(\d+)", text)
+    if array_id is None:
+        return worst
+    nodes = tuple(dict.fromkeys(node for task in tasks for node in task.nodes))
+    return replace(worst, job_id=array_id[1], nodes=nodes)
 
 
 def parse_job(text: str, *, exit_note: Callable[[Path], str]) -> JobStatus:
