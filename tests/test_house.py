@@ -10,14 +10,14 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "toolkit"
-GROUND = ["errors", "log", "topology", "storage", "config", "rundir", "distributed"]
+GROUND = ["errors", "log", "topology", "remote", "storage", "config", "rundir", "distributed"]
 TRADES = ["plan", "cluster", "data", "model", "checkpoint", "monitor"]
 DOORS = {
     "submitit": ["cluster/"],
     "deepspeed": ["model/pipeline.py", "train/engine.py", "checkpoint/reshard.py"],
     "wandb": ["monitor/sinks.py"],
     "tensorboard": ["monitor/sinks.py"],
-    "fsspec": ["storage.py"],
+    "fsspec": ["remote.py"],
     "datasets": ["data/sources.py"],
     "tokenizers": ["data/tokens.py"],
 }

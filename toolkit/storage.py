@@ -1,24 +1,37 @@
-"""One path language for local paths and any fsspec URL: open, list, write-then-rename, checksum."""
+"""One path language for local paths and any fsspec URL: open, list, write-then-rename, copy, checksum."""
 
+import io
+import logging
 import os
+import random
 import shutil
+import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from contextvars import copy_context
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal, TypeVar
 
-import fsspec
 import xxhash
 
+from toolkit import remote
 from toolkit.errors import StorageError
 
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+is_local = remote.is_local
+patience = remote.patience
+
+_BUFFER_BYTES = 1 << 20
 _PIECE_BYTES = 8 << 20
-
-
-def is_local(url: str) -> bool:
-    """Whether a path names a file of this machine (or of a mounted file system)."""
-    return "://" not in url or url.startswith("file://")
+_PIECES_AHEAD = 4  # pieces of a remote file that are on their way at once
+_FILES_AT_ONCE = 4
+_TRIES = 3  # of writing a whole file, after passing trouble
 
 
 def local_path(url: str) -> Path:
@@ -32,79 +45,195 @@ def join(url: str, *parts: str) -> str:
     return "/".join([url.rstrip("/"), *parts])
 
 
-def open_file(url: str, mode: str) -> IO[Any]:
+def open_file(url: str, mode: Literal["rb", "wb"]) -> IO[Any]:
     """Open a file; when writing, its directory is made first.
 
     Raises:
         FileNotFoundError: there is no such file to read.
         StorageError: anything else.
     """
-    fs, path = _resolve(url)
-    with _telling(url):
-        if "w" in mode:
-            fs.makedirs(os.path.dirname(path), exist_ok=True)
-        return fs.open(path, mode)  # type: ignore[no-any-return]
+    if is_local(url):
+        with remote.telling(url):
+            if mode == "rb":
+                return local_path(url).open("rb")
+            local_path(url).parent.mkdir(parents=True, exist_ok=True)
+            return io.BufferedWriter(_LocalWriter(url), _BUFFER_BYTES)
+    if mode == "rb":
+        return io.BufferedReader(remote.RemoteReader(url), _BUFFER_BYTES)
+    return io.BufferedWriter(remote.RemoteWriter(url), _BUFFER_BYTES)
 
 
 def exists(url: str) -> bool:
     """Whether a file or directory exists."""
-    fs, path = _resolve(url)
-    with _telling(url):
-        return bool(fs.exists(path))
+    return remote.ask(url, lambda fs, path: bool(fs.exists(path)))
 
 
 def size(url: str) -> int:
     """Give the bytes of a file."""
-    fs, path = _resolve(url)
-    with _telling(url):
-        return int(fs.size(path))
+    return remote.ask(url, lambda fs, path: int(fs.size(path)))
 
 
 def list_files(url: str, suffix: str = "") -> list[str]:
     """List the files below a directory, sorted, under names that `open_file` takes."""
-    fs, path = _resolve(url)
-    with _telling(url):
+    local = is_local(url)
+
+    def act(fs: Any, path: str) -> list[str]:
         found = sorted(name for name in fs.find(path) if name.endswith(suffix))
-    return found if is_local(url) else [fs.unstrip_protocol(name) for name in found]
+        return found if local else [fs.unstrip_protocol(name) for name in found]
+
+    return remote.ask(url, act)
 
 
-def write_atomic(url: str, data: bytes) -> None:
-    """Write a file beside and rename it, so that readers see the old one or the whole new one."""
-    beside = f"{url}.{uuid.uuid4().hex[:8]}.partial"
-    with open_file(beside, "wb") as file, _telling(url):
-        file.write(data)
-        if is_local(url):
-            file.flush()
-            os.fsync(file.fileno())
-    rename(beside, url)
+def file_sizes(url: str) -> dict[str, int]:
+    """Give the bytes of each file below a directory, in one listing.
+
+    Returns:
+        By the file's path relative to the directory, sorted.
+    """
+
+    def act(fs: Any, path: str) -> dict[str, int]:
+        found = fs.find(path, detail=True)
+        start = len(path.rstrip("/")) + 1
+        return {name[start:]: int(found[name]["size"]) for name in sorted(found)}
+
+    return remote.ask(url, act)
+
+
+def make_dirs(url: str) -> None:
+    """Make a directory and those above it; nothing happens where it exists."""
+    remote.ask(url, lambda fs, path: fs.makedirs(path, exist_ok=True))
 
 
 def rename(source: str, target: str) -> None:
-    """Rename within a file system; a local file that stands there is replaced."""
+    """Rename within a file system; a file that stands there is replaced."""
     if is_local(source):
-        with _telling(source):
+        with remote.telling(source):
             os.replace(local_path(source), local_path(target))
         return
-    fs, path = _resolve(source)
-    with _telling(source):
-        fs.mv(path, _resolve(target)[1])
+    target_path = remote.resolve(target)[1]
+    # Without it HDFS refuses; others (object stores) always replace.
+    replace = {"overwrite": True} if remote.is_hadoop(source) else {}
+    remote.order(source, lambda fs, path: fs.mv(path, target_path, **replace))
 
 
 def remove_tree(url: str) -> None:
-    """Delete a directory and what is in it; nothing happens where there is none."""
-    fs, path = _resolve(url)
-    with _telling(url):
+    """Delete a file, or a directory and what is in it; nothing happens where there is none."""
+
+    def act(fs: Any, path: str) -> None:
         if fs.exists(path):
             fs.rm(path, recursive=True)
+
+    remote.order(url, act)
+
+
+@contextmanager
+def write_beside(url: str) -> Iterator[IO[bytes]]:
+    """Give a file to write that takes its name at the end: readers see the old one or the whole new one.
+
+    What stands there is replaced. After an error nothing is left.
+    """
+    beside = f"{url}.{uuid.uuid4().hex[:8]}.partial"
+    try:
+        with open_file(beside, "wb") as file:
+            yield file
+            file.flush()
+            if is_local(url):
+                with remote.telling(url):
+                    os.fsync(file.fileno())
+        rename(beside, url)
+    except BaseException:
+        with suppress(StorageError, FileNotFoundError):  # the error at hand says more
+            remove_tree(beside)
+        raise
+
+
+def write_atomic(url: str, data: bytes) -> None:
+    """Write a file beside and rename it."""
+
+    def write() -> None:
+        with write_beside(url) as file:
+            file.write(data)
+
+    _repeat_whole(write)
 
 
 def checksum(url: str) -> str:
     """Give the xxh3-128 of a file, in hexadecimal."""
     digest = xxhash.xxh3_128()
-    with open_file(url, "rb") as file, _telling(url):
-        while piece := file.read(_PIECE_BYTES):
-            digest.update(piece)
+    for piece in _read_pieces(url):
+        digest.update(piece)
     return digest.hexdigest()
+
+
+def _ignore(num_bytes: int) -> None:
+    """Take a report of progress that nobody wants."""
+
+
+def copy_file(source: str, target: str, *, xxh3: str | None = None, report: Callable[[int], None] = _ignore) -> str:
+    """Copy between any two file systems, beside and renamed; a remote source is read in parallel pieces.
+
+    Args:
+        source: file to read; without `xxh3` it must not change meanwhile.
+        target: name of the copy; what stands there is replaced.
+        xxh3: what the content must be.
+        report: told the bytes of each piece that was copied, negative when they are copied again.
+
+    Returns:
+        The xxh3-128 of what was copied.
+
+    Raises:
+        FileNotFoundError: there is no such source.
+        StorageError: it could not be copied, or its content is another.
+    """
+
+    def copy() -> str:
+        digest, done = xxhash.xxh3_128(), 0
+        try:
+            with write_beside(target) as file:
+                for piece in _read_pieces(source):
+                    digest.update(piece)
+                    file.write(piece)
+                    done += len(piece)
+                    report(len(piece))
+                if xxh3 not in {None, digest.hexdigest()}:
+                    raise StorageError(
+                        f"{source}: has checksum {digest.hexdigest()}\n  it must have {xxh3}\n"
+                        "  it was damaged or replaced: make it again, or copy it from elsewhere"
+                    )
+        except BaseException:
+            report(-done)
+            raise
+        return digest.hexdigest()
+
+    return _repeat_whole(copy)
+
+
+def copy_tree(
+    source: str, target: str, *, last: Sequence[str] = (), report: Callable[[int], None] = _ignore
+) -> dict[str, str]:
+    """Copy a directory, several files at once.
+
+    Args:
+        source: directory to read.
+        target: directory to write into; files that stand there are replaced, others stay.
+        last: files to copy after all others, in this order: those whose presence says that all is there.
+        report: see `copy_file`; called from several threads.
+
+    Returns:
+        The xxh3-128 of each file, by its path relative to the directory.
+    """
+    names = [name for name in file_sizes(source) if name not in last]
+
+    def copy(name: str) -> str:
+        return copy_file(join(source, name), join(target, name), report=report)
+
+    with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
+        copied = [pool.submit(copy_context().run, copy, name) for name in names]
+        try:
+            sums = [future.result() for future in copied]
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return dict(zip([*names, *last], [*sums, *map(copy, last)], strict=True))
 
 
 def free_bytes(path: Path) -> int:
@@ -120,21 +249,60 @@ def nearest_existing(path: Path) -> Path:
     return existing
 
 
-def _resolve(url: str) -> tuple[Any, str]:
-    with _telling(url):
-        fs, path = fsspec.core.url_to_fs(url)
-    return fs, path
+class _LocalWriter(io.FileIO):
+    """A local file whose trouble (a full disk) is told with its name."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(local_path(url), "wb")
+        self._url = url
+
+    def write(self, data: Any) -> int:
+        with remote.telling(self._url):
+            return super().write(data)
 
 
-@contextmanager
-def _telling(url: str) -> Iterator[None]:
-    """Turn a file system's trouble into one sentence: HDFS answers with a Java stack."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise StorageError(
-            f"{url}: {first}\n  the file system refused\n  check the path, its owner and free space"
-        ) from error
+def _repeat_whole(act: Callable[[], T]) -> T:
+    """Write a file again after passing trouble: what was sent of a remote one cannot be continued."""
+    for tries_left in reversed(range(_TRIES)):
+        try:
+            return act()
+        except StorageError as error:
+            # A timeout means that the patience is used up already.
+            is_passing = remote.is_passing(error.__cause__) and not isinstance(error.__cause__, TimeoutError)
+            if not is_passing or not tries_left:
+                raise
+            log.warning("%s; writing it again", error)
+            time.sleep(random.uniform(0.2, 1.0))
+    raise AssertionError("the last try returns or raises")
+
+
+def _read_pieces(url: str) -> Iterator[bytes]:
+    """Read a file from its start to its end; of a remote one, several pieces are on their way at once."""
+    if is_local(url):
+        with open_file(url, "rb") as file, remote.telling(url):
+            while piece := file.read(_PIECE_BYTES):
+                yield piece
+        return
+    num_bytes = size(url)
+    with ThreadPoolExecutor(_PIECES_AHEAD) as pool:
+        pending: deque[Future[bytes]] = deque()
+        try:
+            for start in range(0, num_bytes, _PIECE_BYTES):
+                end = min(start + _PIECE_BYTES, num_bytes)
+                pending.append(pool.submit(copy_context().run, _read_piece, url, start, end))
+                if len(pending) == _PIECES_AHEAD:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _read_piece(url: str, start: int, end: int) -> bytes:
+    def act(fs: Any, path: str) -> bytes:
+        data: bytes = fs.cat_file(path, start=start, end=end)
+        if len(data) != end - start:
+            raise OSError(f"{len(data)} bytes came instead of {end - start}: the file is changing")
+        return data
+
+    return remote.ask(url, act)

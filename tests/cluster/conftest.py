@@ -1,13 +1,17 @@
-"""A private, real Slurm for the tests of this folder."""
+"""A private, real Slurm and a real HDFS for the tests of this folder."""
 
 import os
 import shutil
 import subprocess
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.devcluster.minihdfs import Cluster, is_fetched
+from toolkit import storage
 
 SCRIPT = Path(__file__).parents[1] / "devcluster" / "minislurm.sh"
 
@@ -36,3 +40,28 @@ def slurm() -> Iterator[Path]:
             patch.setenv("SLURM_CONF", str(slurm_conf))
             yield directory
     shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def hdfs() -> Iterator[Cluster]:
+    """Start a real HDFS of one name node and three data nodes, and take it down again."""
+    missing = [name for name in ("java", "setpriv") if not shutil.which(name)]
+    if missing or not is_fetched():
+        reason = f"{', '.join(missing)} missing" if missing else "Hadoop's jars are not here"
+        pytest.skip(f"no real HDFS: {reason}; `make test` as root on Debian installs it")
+    directory = Path(tempfile.mkdtemp(prefix="mh"))
+    cluster = Cluster(directory, dies_with_parent=True)
+    try:
+        cluster.up()
+        yield cluster
+    finally:
+        cluster.down()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def remote_dir(hdfs: Cluster) -> Iterator[str]:
+    """Give a directory of the test's own on the real HDFS."""
+    url = f"{hdfs.url}/{uuid.uuid4().hex}"
+    yield url
+    storage.remove_tree(url)

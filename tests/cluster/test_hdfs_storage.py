@@ -1,0 +1,90 @@
+"""Storage on a real HDFS: what is written is what is read, whatever dies meanwhile."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.devcluster.minihdfs import Cluster
+from toolkit import storage
+from toolkit.errors import StorageError
+
+CHECKOUT = Path(__file__).parents[2]
+
+
+def test_a_file_is_replaced_as_a_whole_and_nothing_is_left_beside(remote_dir: str) -> None:
+    url = f"{remote_dir}/deep/file"
+    storage.write_atomic(url, b"old")
+    storage.write_atomic(url, b"new and longer")
+    with storage.open_file(url, "rb") as file:
+        assert file.read() == b"new and longer"
+    assert storage.file_sizes(remote_dir) == {"deep/file": 14}
+
+
+def test_an_error_while_writing_leaves_the_old_file_and_nothing_beside(remote_dir: str) -> None:
+    def write_half() -> None:
+        with storage.write_beside(f"{remote_dir}/file") as file:
+            file.write(b"half")
+            raise RuntimeError("in the middle")
+
+    storage.write_atomic(f"{remote_dir}/file", b"old")
+    with pytest.raises(RuntimeError, match="in the middle"):
+        write_half()
+    assert storage.file_sizes(remote_dir) == {"file": 3}
+
+
+def test_a_file_is_read_from_any_place(remote_dir: str) -> None:
+    data = os.urandom(3 << 20)
+    storage.write_atomic(f"{remote_dir}/file", data)
+    with storage.open_file(f"{remote_dir}/file", "rb") as file:
+        assert file.seek(-5, os.SEEK_END) == len(data) - 5
+        assert file.read() == data[-5:]
+        file.seek(1 << 20)
+        assert file.read(10) == data[1 << 20 : (1 << 20) + 10]
+        file.seek(0)
+        assert file.read() == data
+
+
+def test_a_tree_goes_there_and_back(tmp_path: Path, remote_dir: str) -> None:
+    files = {"a": b"", "b/c": os.urandom(20 << 20), "b/d/e": b"e", "mark": b"last"}
+    for name, data in files.items():
+        (tmp_path / "from" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "from" / name).write_bytes(data)
+    reported: list[int] = []
+    sums = storage.copy_tree(str(tmp_path / "from"), f"{remote_dir}/there", last=["mark"], report=reported.append)
+    assert list(sums)[-1] == "mark"
+    assert sum(reported) == sum(map(len, files.values()))
+    assert storage.copy_tree(f"{remote_dir}/there", str(tmp_path / "back")) == sums
+    assert {name: (tmp_path / "back" / name).read_bytes() for name in files} == files
+    assert sums["b/c"] == storage.checksum(f"{remote_dir}/there/b/c") == storage.checksum(str(tmp_path / "from/b/c"))
+
+
+def test_what_is_not_there_is_said_in_one_line(remote_dir: str) -> None:
+    for ask in (storage.size, storage.checksum, lambda url: storage.open_file(url, "rb")):
+        with pytest.raises(FileNotFoundError) as caught:
+            ask(f"{remote_dir}/nothing")
+        assert str(caught.value) == f"{remote_dir}/nothing: there is no such file"
+    assert storage.list_files(remote_dir) == []
+    assert not storage.exists(remote_dir)
+    storage.remove_tree(f"{remote_dir}/nothing")
+
+
+def test_content_that_is_not_the_expected_one_takes_no_name(tmp_path: Path, remote_dir: str) -> None:
+    (tmp_path / "file").write_bytes(b"something else")
+    with pytest.raises(StorageError, match=r"has checksum .*\n  it must have 0123"):
+        storage.copy_file(str(tmp_path / "file"), f"{remote_dir}/file", xxh3="0123")
+    assert storage.list_files(remote_dir) == []
+
+
+def test_a_user_without_the_right_is_told_so(hdfs: Cluster, remote_dir: str) -> None:
+    storage.write_atomic(f"{remote_dir}/file", b"mine")
+    script = f"from toolkit import storage; storage.write_atomic({remote_dir + '/other'!r}, b'x')"
+    environ = {**os.environ, "HADOOP_USER_NAME": "stranger"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=CHECKOUT, env=environ, capture_output=True, text=True, check=False
+    )
+    assert "AccessControlException: Permission denied: user=stranger, access=WRITE" in done.stderr
+    assert "HADOOP_USER_NAME" in done.stderr
+    assert "at org.apache" not in done.stderr.split("StorageError: ")[1]
