@@ -29,6 +29,7 @@ LOGIN_MODULES = [
     "toolkit.cluster.local",
     "toolkit.config.check",
     "toolkit.storage",
+    "toolkit.data.cache",
     "toolkit.rundir",
     "toolkit.monitor.sinks",
     "toolkit.data.tokens",

@@ -88,6 +88,13 @@ def _batch(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
         yield "batch.tokens_per_step", what, must, f"set batch.tokens_per_step={near}, or use other nodes"
 
 
+def _cache(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
+    cache_dir = cfg.data.cache_dir
+    if cache_dir is not None and not cache_dir.startswith("/"):
+        must = "each node keeps copies of remote shards on a disk of its own: an absolute path"
+        yield "data.cache_dir", f"data.cache_dir={cache_dir}", must, "set data.cache_dir=/DISK/OF/THE/NODE"
+
+
 def _horizon(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
     if cfg.optim.warmup_tokens >= cfg.run.tokens:
         what = f"optim.warmup_tokens={cfg.optim.warmup_tokens} with run.tokens={cfg.run.tokens}"
@@ -116,4 +123,4 @@ def _secrets(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
             yield "cluster.setup", "a line of cluster.setup looks like a secret", must, remedy
 
 
-_RULES: tuple[_Rule, ...] = (_name, _model, _layout, _precision, _batch, _horizon, _secrets)
+_RULES: tuple[_Rule, ...] = (_name, _model, _layout, _precision, _batch, _cache, _horizon, _secrets)

@@ -89,6 +89,10 @@ class DataSection:
     """Tokens a sample; free at training time, whatever the shards are."""
     shuffle: bool = True
     """Read samples in a pseudo-random order, another one each epoch; else in the order of the corpus."""
+    cache_dir: str | None = None
+    """Directory on a disk of each node for copies of remote shards. None: in $SLURM_TMPDIR, $TMPDIR or /tmp."""
+    cache_gib: Positive | None = None
+    """GiB that those copies may take on a node. None: nine tenths of what is free there."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
