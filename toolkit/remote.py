@@ -42,6 +42,7 @@ _PASSING_JAVA = ("SafeModeException", "RetriableException", "StandbyException", 
 
 _patience_s: ContextVar[float] = ContextVar("patience_s", default=60.0)
 _SILENT_PART = 3  # a call that only reads is asked again when it is silent for this part of the patience
+_READ_BYTES = 8 << 20
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
 
 
@@ -151,6 +152,10 @@ class RemoteReader(io.RawIOBase):
         buffer[: len(data)] = data
         self._position += len(data)
         return len(data)
+
+    def readall(self) -> bytes:
+        """Read the rest; the default asks for 8 KiB at a time."""
+        return b"".join(iter(lambda: self.read(_READ_BYTES) or b"", b""))
 
     def _read(self, count: int) -> bytes:
         def act(fs: Any, path: str) -> bytes:

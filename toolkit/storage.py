@@ -63,6 +63,17 @@ def open_file(url: str, mode: Literal["rb", "wb"]) -> IO[Any]:
     return io.BufferedWriter(remote.RemoteWriter(url), _BUFFER_BYTES)
 
 
+def read_file(url: str) -> bytes:
+    """Read a small file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        StorageError: anything else.
+    """
+    with open_file(url, "rb") as file:
+        return bytes(file.read())
+
+
 def exists(url: str) -> bool:
     """Whether a file or directory exists."""
     return remote.ask(url, lambda fs, path: bool(fs.exists(path)))

@@ -43,7 +43,7 @@ class Preparation:
 
 
 def load_tokenizer(name: str) -> Any:
-    """Load a tokenizer: a tokenizer.json, a directory with one, or a name on the Hub.
+    """Load a tokenizer: a tokenizer.json, a directory with one (also a URL), or a name on the Hub.
 
     Raises:
         DataError: it cannot be had.
@@ -52,6 +52,9 @@ def load_tokenizer(name: str) -> Any:
 
     path = Path(name) / manifests.TOKENIZER_NAME if Path(name).is_dir() else Path(name)
     try:
+        if not storage.is_local(name):
+            url = name if name.endswith(".json") else storage.join(name, manifests.TOKENIZER_NAME)
+            return tokenizers.Tokenizer.from_str(storage.read_file(url).decode())
         if path.is_file():
             return tokenizers.Tokenizer.from_file(str(path))
         return tokenizers.Tokenizer.from_pretrained(name)

@@ -1,0 +1,212 @@
+"""What dies, is corrupt or full while a real HDFS is read and written: retried or refused, never wrong data."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import xxhash
+
+from tests.devcluster.minihdfs import Cluster, write_settings
+from toolkit import storage
+from toolkit.data.cache import ShardCache
+from toolkit.data.manifest import ShardEntry
+from toolkit.errors import StorageError
+
+CHECKOUT = Path(__file__).parents[2]
+DATA = os.urandom(1 << 20) * 48
+FETCH = """
+import logging, sys
+from pathlib import Path
+from toolkit.data.cache import ShardCache
+from toolkit.data.manifest import ShardEntry
+logging.basicConfig(level=logging.INFO)
+cache_dir, url, xxh3, num_bytes = sys.argv[1:]
+entry = ShardEntry(path="", num_tokens=0, num_documents=0, num_bytes=int(num_bytes), xxh3=xxh3)
+ShardCache(Path(cache_dir), max_bytes=2**30).fetch(url, entry)
+"""
+
+
+@pytest.fixture
+def healed(hdfs: Cluster) -> Iterator[Cluster]:
+    """Give the cluster to a test that hurts it, and make it whole afterwards."""
+    yield hdfs
+    hdfs.up()
+
+
+def make_entry(data: bytes) -> ShardEntry:
+    xxh3 = xxhash.xxh3_128_hexdigest(data)
+    return ShardEntry(path="shard", num_tokens=0, num_documents=0, num_bytes=len(data), xxh3=xxh3)
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def start(script: str, *arguments: str, **environ: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", script, *arguments]
+    return subprocess.Popen(command, cwd=CHECKOUT, env={**os.environ, **environ}, stderr=subprocess.PIPE, text=True)
+
+
+def once_after(num_bytes: int, act: Callable[[], None]) -> Callable[[int], None]:
+    """Give a `report` that lets something happen in the middle of a copy."""
+    seen = 0
+
+    def report(count: int) -> None:
+        nonlocal seen
+        before, seen = seen, max(seen, seen + count)
+        if before < num_bytes <= seen:
+            act()
+
+    return report
+
+
+def test_a_data_node_killed_while_reading(healed: Cluster, remote_dir: str) -> None:
+    storage.write_atomic(f"{remote_dir}/file", DATA)
+    holder = next(name for name in ("dn0", "dn1", "dn2") if healed.block_files(name))
+    with storage.open_file(f"{remote_dir}/file", "rb") as file:
+        first = file.read(1 << 20)
+        healed.kill(holder)
+        assert first + file.read() == DATA
+
+
+def test_a_data_node_killed_while_writing(healed: Cluster, remote_dir: str) -> None:
+    with storage.write_beside(f"{remote_dir}/file") as file:
+        file.write(DATA[: 8 << 20])
+        healed.kill("dn1")
+        file.write(DATA[8 << 20 :])
+    assert storage.checksum(f"{remote_dir}/file") == xxhash.xxh3_128_hexdigest(DATA)
+
+
+def test_a_name_node_that_starts_again_in_the_middle_of_a_copy(
+    healed: Cluster, remote_dir: str, tmp_path: Path
+) -> None:
+    def restart() -> None:
+        healed.kill("nn")
+        threading.Timer(1.0, healed.start, ["nn"]).start()
+
+    (tmp_path / "from").write_bytes(DATA)
+    url = f"{remote_dir}/file"
+    sums = [
+        storage.copy_file(str(tmp_path / "from"), url, report=once_after(8 << 20, restart)),
+        storage.copy_file(url, str(tmp_path / "to"), report=once_after(8 << 20, restart)),
+    ]
+    assert sums == [xxhash.xxh3_128_hexdigest(DATA)] * 2
+    assert storage.file_sizes(remote_dir) == {"file": len(DATA)}
+    assert (tmp_path / "to").read_bytes() == DATA
+
+
+def test_one_corrupt_replica_is_not_read(healed: Cluster, remote_dir: str, tmp_path: Path) -> None:
+    known = {path for name in ("dn0", "dn1", "dn2") for path in healed.block_files(name)}
+    storage.write_atomic(f"{remote_dir}/shard", DATA)
+    replicas = sorted({path for name in ("dn0", "dn1", "dn2") for path in healed.block_files(name)} - known)
+    assert len(replicas) == 2
+    flip(replicas[0])
+    path = ShardCache(tmp_path, max_bytes=1 << 30).locate_in(remote_dir)(make_entry(DATA))
+    assert path.read_bytes() == DATA
+
+
+def test_corrupt_replicas_alone_are_refused(healed: Cluster, remote_dir: str, tmp_path: Path) -> None:
+    known = {path for name in ("dn0", "dn1", "dn2") for path in healed.block_files(name)}
+    storage.write_atomic(f"{remote_dir}/shard", DATA)
+    for path in {path for name in ("dn0", "dn1", "dn2") for path in healed.block_files(name)} - known:
+        flip(path)
+    locate = ShardCache(tmp_path, max_bytes=1 << 30).locate_in(remote_dir)
+    with storage.patience(3), pytest.raises(StorageError, match=f"{remote_dir}/shard: ") as caught:
+        locate(make_entry(DATA))
+    assert "org.apache" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["room.lock"]
+
+
+def test_a_name_node_that_is_down_is_named_within_the_deadline(healed: Cluster, remote_dir: str) -> None:
+    storage.write_atomic(f"{remote_dir}/file", b"data")
+    healed.kill("nn")
+    for ask in (storage.exists, storage.read_file, lambda url: storage.write_atomic(url, b"more")):
+        started = time.monotonic()
+        with storage.patience(2), pytest.raises(StorageError, match=f"{healed.url} must answer"):
+            ask(f"{remote_dir}/file")
+        assert time.monotonic() - started < 30  # the client's own tries take 174 s
+
+
+def test_a_process_killed_while_it_fetches(hdfs: Cluster, remote_dir: str, tmp_path: Path) -> None:
+    storage.write_atomic(f"{remote_dir}/shard", DATA)
+    entry = make_entry(DATA)
+    cache_dir = tmp_path / "cache"
+    killed = start(FETCH, str(cache_dir), f"{remote_dir}/shard", entry.xxh3, str(entry.num_bytes))
+    deadline = time.monotonic() + 60
+    while not list(cache_dir.glob("*.partial")) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert list(cache_dir.glob("*.partial"))
+    path = ShardCache(cache_dir, max_bytes=len(DATA)).locate_in(remote_dir)(entry)
+    assert path.read_bytes() == DATA
+    assert sorted(cache_dir.iterdir()) == sorted([path, cache_dir / "room.lock"])
+
+
+def test_two_processes_fetch_a_shard_once(hdfs: Cluster, remote_dir: str, tmp_path: Path) -> None:
+    storage.write_atomic(f"{remote_dir}/shard", DATA)
+    entry = make_entry(DATA)
+    both = [start(FETCH, str(tmp_path), f"{remote_dir}/shard", entry.xxh3, str(entry.num_bytes)) for _ in range(2)]
+    told = [process.communicate(timeout=60)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], told
+    assert sum("fetched" in text for text in told) == 1
+
+
+def test_a_full_local_disk_is_told_and_leaves_nothing(hdfs: Cluster, remote_dir: str, tmp_path: Path) -> None:
+    storage.write_atomic(f"{remote_dir}/file", DATA)
+    script = f"from toolkit import storage; storage.copy_file('{remote_dir}/file', '{tmp_path}/small/file')"
+    mount = f"mkdir {tmp_path}/small && mount -t tmpfs -o size=4m none {tmp_path}/small"
+    command = ["unshare", "--mount", "--map-root-user", "sh", "-c"]
+    if subprocess.run([*command, mount], capture_output=True, check=False).returncode:
+        pytest.skip("no small disk: mounting is not allowed here")
+    copy = [*command, f'rmdir {tmp_path}/small; {mount} && "$0" -c "{script}"; ls {tmp_path}/small', sys.executable]
+    done = subprocess.run(copy, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    assert f"StorageError: {tmp_path}/small/file." in done.stderr
+    assert "No space left on device" in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_name_service_is_found_in_the_sites_configuration(hdfs: Cluster, remote_dir: str, tmp_path: Path) -> None:
+    storage.write_atomic(f"{remote_dir}/file", b"data")
+    settings = {
+        "dfs.nameservices": "Site",
+        "dfs.ha.namenodes.Site": "dead,live",
+        "dfs.namenode.rpc-address.Site.dead": "127.0.0.1:1",
+        "dfs.namenode.rpc-address.Site.live": hdfs.url.removeprefix("hdfs://"),
+    }
+    write_settings(tmp_path / "hdfs-site.xml", settings)
+    write_settings(tmp_path / "core-site.xml", {"fs.defaultFS": "hdfs://Site"})
+    path = remote_dir.removeprefix(hdfs.url)
+    script = f"""from toolkit import storage
+assert storage.list_files("hdfs://Site{path}") == ["hdfs://Site{path}/file"]
+assert storage.read_file("hdfs://{path}/file") == b"data"
+storage.write_atomic("hdfs://Site{path}/file", b"new")
+"""
+    process = start(script, HADOOP_CONF_DIR=str(tmp_path))
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 0, told
+    assert storage.read_file(f"{remote_dir}/file") == b"new"
+
+
+def _read_in_child(url: str) -> None:
+    os._exit(0 if storage.read_file(url) == b"data" else 1)
+
+
+def test_other_processes_can_be_started_after_the_first_call(hdfs: Cluster, remote_dir: str) -> None:
+    storage.write_atomic(f"{remote_dir}/file", b"data")
+    assert subprocess.run(["true"], check=True, start_new_session=True).returncode == 0
+    for method in ("spawn", "fork"):
+        child = multiprocessing.get_context(method).Process(target=_read_in_child, args=[f"{remote_dir}/file"])
+        child.start()
+        child.join(timeout=60)
+        assert child.exitcode == 0, method
+    assert storage.read_file(f"{remote_dir}/file") == b"data"
