@@ -15,8 +15,8 @@ from rich.table import Table
 
 from toolkit.cluster.base import JobStatus
 from toolkit.config.load import Loaded, load_config
-from toolkit.config.schema import to_dict
-from toolkit.data.manifest import read_manifest
+from toolkit.config.schema import DataSection, to_dict
+from toolkit.data.mixture import mean_unigram_loss, open_members
 from toolkit.errors import RunError, ToolkitError
 from toolkit.launch.ledger import Attempt, read_attempts, read_failures
 from toolkit.launch.submit import job_status
@@ -57,7 +57,7 @@ def describe(run_dir: RunDir) -> dict[str, Any]:
         "first_loss": first[metrics.LOSS] if first else None,
         "last_loss": last[metrics.LOSS] if last else None,
         "validation_loss": _newest_validation(run_dir, every=cfg.monitor.eval_every),
-        "unigram_loss": _unigram_loss(cfg.data.path),
+        "unigram_loss": _unigram_loss(cfg.data),
         "tokens_per_s": last.get(metrics.TOKENS_PER_S) if last else None,
         "attempts": [_plain_attempt(attempt, status) for attempt in attempts],
         "failures": [asdict(failure) for failure in failures],
@@ -70,9 +70,9 @@ def _newest_validation(run_dir: RunDir, *, every: int | None) -> float | None:
     return next(found, None)
 
 
-def _unigram_loss(dataset_dir: str) -> float | None:
+def _unigram_loss(data: DataSection) -> float | None:
     try:
-        return read_manifest(dataset_dir).unigram_loss
+        return mean_unigram_loss(open_members(data.weights))
     except ToolkitError:  # a run can be looked at when its data has gone
         return None
 

@@ -38,6 +38,20 @@ def _model(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
         yield "model.num_key_value_heads", what, "key-value heads must divide the query heads", ""
 
 
+def _datasets(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
+    path, mixture = cfg.data.path, cfg.data.mixture
+    if path is None and not mixture:
+        yield "data.path", "data.path=null without data.mixture", "a run reads tokens", "set data.path"
+    if path is not None and mixture:
+        what = f"data.path={path} with a data.mixture of {len(mixture)}"
+        yield (
+            "data.mixture",
+            what,
+            "a run reads one dataset or a mixture",
+            "set data.path=null, or leave out data.mixture",
+        )
+
+
 def _layout(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
     stages, zero_stage = cfg.parallel.stages, cfg.parallel.zero_stage
     if stages is None:
@@ -123,4 +137,4 @@ def _secrets(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
             yield "cluster.setup", "a line of cluster.setup looks like a secret", must, remedy
 
 
-_RULES: tuple[_Rule, ...] = (_name, _model, _layout, _precision, _batch, _cache, _horizon, _secrets)
+_RULES: tuple[_Rule, ...] = (_name, _model, _datasets, _layout, _precision, _batch, _cache, _horizon, _secrets)

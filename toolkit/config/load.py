@@ -236,6 +236,10 @@ def _parse_collection(node: yaml.Node, declared: Any) -> Any:
         raise ValueError("a mapping is wanted: {key: value}")
     if arguments[1] is Any:
         return yaml.safe_load(yaml.serialize(node))
+    names = [key.value for key, _ in node.value]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{', '.join(twice)} is given twice")
     return {key.value: _parse(value, arguments[1]) for key, value in node.value}
 
 

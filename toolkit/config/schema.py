@@ -83,8 +83,12 @@ class ModelSection:
 class DataSection:
     """Which tokens are read, and how they are cut into samples."""
 
-    path: str = "data/python-docs"
-    """Token dataset: a directory (or URL) with a manifest.json, made by data_prep/tokenize_corpus.py."""
+    path: str | None = "data/python-docs"
+    """Token dataset: a directory (or URL) with a manifest.json, made by data_prep/tokenize_corpus.py. None where
+    `mixture` names several."""
+    mixture: dict[str, Positive] = field(default_factory=dict)
+    """Token datasets that are read together, {path: weight}: samples are drawn in proportion to the weights, which are
+    any positive numbers; each dataset goes through epochs of its own."""
     seq_len: Count = 256
     """Tokens a sample; free at training time, whatever the shards are."""
     shuffle: bool = True
@@ -93,6 +97,14 @@ class DataSection:
     """Directory on a disk of each node for copies of remote shards. None: in $SLURM_TMPDIR, $TMPDIR or /tmp."""
     cache_gib: Positive | None = None
     """GiB that those copies may take on a node. None: nine tenths of what is free there."""
+    replica_split: Literal["index", "hash"] = "index"
+    """Which replica reads which samples of a step: by position, or by the sample's hash, so that most samples are read
+    by the same replica in each epoch (for caches on nodes). The step's samples are the same."""
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Give each dataset that is read its weight."""
+        return dict(self.mixture) if self.path is None else {self.path: 1.0}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,45 +1,137 @@
-"""Batches of one replica, straight out of mapped shards."""
+"""Batches of one replica, straight out of mapped shards, the next step's while this one is computed."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from toolkit.data.order import sample_indices
-from toolkit.data.stream import TokenStream, count_samples
+from toolkit.data.mixture import Member, deal
+from toolkit.data.order import Indices, choose_replicas, draw_samples
+from toolkit.data.stream import MAX_MAPPED, Locate, TokenStream, count_samples
 from toolkit.errors import DataError
 from toolkit.topology import BatchShape
+
+MicroBatch = tuple[Tensor, Tensor]
+"""Tokens and labels, each int64 [micro_batch, seq_len]."""
+
+
+def open_streams(
+    members: Sequence[Member], split: str, *, seq_len: int, locate_in: Callable[[str], Locate]
+) -> list[TokenStream]:
+    """Open the same split of each dataset of a mixture; no shard is touched yet.
+
+    Raises:
+        DataError: one of them holds no sample.
+    """
+    streams = []
+    for member in members:
+        shards, locate = member.manifest.shards(split), locate_in(member.dataset_dir)
+        stream = TokenStream(shards, locate, max_mapped=max(1, MAX_MAPPED // len(members)))
+        if count_samples(stream.num_tokens, seq_len=seq_len) < 1:
+            raise DataError(
+                f"the {split} split of {member.dataset_dir} has {stream.num_tokens} tokens\n"
+                f"  a sample takes data.seq_len={seq_len} + 1\n  use more text, or a shorter data.seq_len"
+            )
+        streams.append(stream)
+    return streams
 
 
 class StepLoader:
     """Gives the micro-batches of any step; it has no state, so a resume needs only the step's number."""
 
-    def __init__(self, stream: TokenStream, *, seq_len: int, batch: BatchShape, seed: int, shuffle: bool) -> None:
-        self.num_samples = count_samples(stream.num_tokens, seq_len=seq_len)
-        if self.num_samples == 0:
-            raise DataError(f"{stream.num_tokens} tokens hold no sample of data.seq_len={seq_len} + 1 tokens")
-        self._stream = stream
+    def __init__(
+        self,
+        streams: Sequence[TokenStream],
+        *,
+        shares: Sequence[float],
+        seq_len: int,
+        batch: BatchShape,
+        seed: int,
+        shuffle: bool,
+        replica_split: Literal["index", "hash"],
+        pin_memory: bool,
+    ) -> None:
+        self.num_samples = [count_samples(stream.num_tokens, seq_len=seq_len) for stream in streams]
+        assert all(self.num_samples), f"a stream holds no sample of {seq_len} tokens: {self.num_samples}"
+        self._streams = tuple(streams)
+        self._shares = tuple(shares)
         self._seq_len = seq_len
         self._batch = batch
         self._seed = seed
         self._shuffle = shuffle
+        self._replica_split = replica_split
+        self._pin_memory = pin_memory
 
-    def micro_batches(self, step: int, *, replica: int) -> list[tuple[Tensor, Tensor]]:
-        """Read a step's share of a replica.
+    def micro_batches(self, step: int, *, replica: int) -> list[MicroBatch]:
+        """Read a step's share of a replica: tokens are copied once, from the mapped shard into the batch."""
+        members, samples = self.choose(step, replica=replica)
+        shape = (len(samples), self._seq_len)
+        tokens = torch.empty(shape, dtype=torch.int64, pin_memory=self._pin_memory)
+        labels = torch.empty(shape, dtype=torch.int64, pin_memory=self._pin_memory)
+        token_rows, label_rows = tokens.numpy(), labels.numpy()
+        for member, stream in enumerate(self._streams):
+            rows = np.flatnonzero(members == member)
+            views = stream.samples(samples[rows], seq_len=self._seq_len)
+            for row, view in zip(rows.tolist(), views, strict=True):
+                token_rows[row] = view[:-1]
+                label_rows[row] = view[1:]
+        size = self._batch.micro_batch
+        return [(tokens[row : row + size], labels[row : row + size]) for row in range(0, len(samples), size)]
+
+    def choose(self, step: int, *, replica: int) -> tuple[Indices, Indices]:
+        """Say what a replica reads of a step, micro-batch after micro-batch.
 
         Returns:
-            For each micro-batch, tokens and labels, int64 [micro_batch, seq_len].
+            The dataset of each sample, and its number there: int64 [samples_per_step / replicas].
         """
-        indices = sample_indices(
-            step,
-            num_samples=self.num_samples,
-            samples_per_step=self._batch.samples_per_step,
-            seed=self._seed,
-            shuffle=self._shuffle,
-        )
-        batches = []
-        for number in range(self._batch.num_micro_batches):
-            chosen = indices[list(self._batch.positions(replica=replica, micro_index=number))]
-            rows = np.stack([self._stream.sample(int(i), seq_len=self._seq_len) for i in chosen])
-            tokens = torch.from_numpy(rows.astype(np.int64))
-            batches.append((tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()))
+        per_step, per_replica = self._batch.samples_per_step, self._batch.samples_per_step // self._batch.replicas
+        if self._replica_split == "index":
+            places = self._batch.positions(replica=replica, micro_index=0)
+            return self._find(step * per_step + places.start + np.arange(per_replica, dtype=np.int64))
+        members, samples = self._find(step * per_step + np.arange(per_step, dtype=np.int64))
+        is_ours = choose_replicas(members, samples, replicas=self._batch.replicas) == replica
+        return members[is_ours], samples[is_ours]
+
+    def _find(self, positions: Indices) -> tuple[Indices, Indices]:
+        members, ordinals = deal(positions, shares=self._shares)
+        samples = np.empty_like(ordinals)
+        for member, num_samples in enumerate(self.num_samples):
+            mine = members == member
+            samples[mine] = draw_samples(
+                ordinals[mine], num_samples=num_samples, seed=self._seed, part=member, shuffle=self._shuffle
+            )
+        return members, samples
+
+
+class PrefetchingLoader:
+    """Reads the next step of a replica in one thread while the current one is computed.
+
+    A thread, since a fork after CUDA or the HDFS client have started hangs. What it raises is raised when the
+    step is asked for. Close it.
+    """
+
+    def __init__(self, loader: StepLoader, *, replica: int, device: torch.device) -> None:
+        self._loader = loader
+        self._replica = replica
+        # A thread starts on GPU 0; pinning memory from there would open a context on another rank's GPU.
+        prepare = (torch.cuda.set_device, (device,)) if device.type == "cuda" else (None, ())
+        self._executor = ThreadPoolExecutor(1, "prefetch", *prepare)
+        self._ahead: tuple[int, Future[list[MicroBatch]]] | None = None
+
+    def micro_batches(self, step: int) -> list[MicroBatch]:
+        """Read a step's share, and start reading the next step's."""
+        ahead = self._ahead
+        future = ahead[1] if ahead is not None and ahead[0] == step else self._submit(step)
+        batches = future.result()
+        self._ahead = (step + 1, self._submit(step + 1))
         return batches
+
+    def close(self) -> None:
+        """End the thread."""
+        self._executor.shutdown(cancel_futures=True)
+
+    def _submit(self, step: int) -> "Future[list[MicroBatch]]":
+        return self._executor.submit(self._loader.micro_batches, step, replica=self._replica)

@@ -1,14 +1,23 @@
 """All shards of a split as one stream of tokens, cut into samples at training time."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from toolkit import storage
 from toolkit.data.manifest import ShardEntry
+from toolkit.data.order import Indices
 from toolkit.data.shard import Shard, Tokens
 from toolkit.errors import DataError
+
+Locate = Callable[[ShardEntry], Path]
+"""Gives the local file of a shard."""
+
+MAX_MAPPED = 32_768
+"""Shards that a process keeps mapped: half of what Linux allows (vm.max_map_count is 65,530). A mapped shard
+holds no open file."""
 
 
 def count_samples(num_tokens: int, *, seq_len: int) -> int:
@@ -16,19 +25,30 @@ def count_samples(num_tokens: int, *, seq_len: int) -> int:
     return max(0, num_tokens - 1) // seq_len
 
 
+def locate_in(dataset_dir: str) -> Locate:
+    """Find shards in a directory of this machine.
+
+    Raises:
+        DataError: the dataset is elsewhere.
+    """
+    if not storage.is_local(dataset_dir):
+        raise DataError(f"{dataset_dir}: shards are read from local or mounted paths\n  copy the dataset first")
+    directory = storage.local_path(dataset_dir)
+    return lambda entry: directory / entry.path
+
+
 class TokenStream:
     """Shards end to end in manifest order; a sample may cross from one to the next.
 
-    So the identity of a sample does not depend on the size of shards.
+    So the identity of a sample does not depend on the size of shards. A shard is mapped when it is first read,
+    and unmapped when it was not read for longer than `max_mapped` others.
     """
 
-    def __init__(self, dataset_dir: str, shards: Sequence[ShardEntry]) -> None:
-        if not storage.is_local(dataset_dir):
-            raise DataError(f"{dataset_dir}: shards are read from local or mounted paths\n  copy the dataset first")
-        self._dir = storage.local_path(dataset_dir)
+    def __init__(self, shards: Sequence[ShardEntry], locate: Locate, *, max_mapped: int) -> None:
         self._shards = tuple(shards)
         self._ends = np.cumsum([shard.num_tokens for shard in shards], dtype=np.int64)
-        self._open = functools.lru_cache(maxsize=None)(lambda number: Shard(self._dir / self._shards[number].path))
+        self._begins = self._ends - [shard.num_tokens for shard in shards]
+        self._map = functools.lru_cache(maxsize=max_mapped)(lambda number: _map_shard(shards[number], locate))
 
     @property
     def num_tokens(self) -> int:
@@ -41,12 +61,39 @@ class TokenStream:
         number = int(np.searchsorted(self._ends, start, side="right"))
         pieces = []
         while count:
-            first = int(self._ends[number]) - self._shards[number].num_tokens
-            piece = self._open(number).tokens[start - first : start - first + count]
+            first = start - int(self._begins[number])
+            piece = self._map(number)[first : first + count]
             pieces.append(piece)
             start, count, number = start + len(piece), count - len(piece), number + 1
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
-    def sample(self, index: int, *, seq_len: int) -> Tokens:
-        """Read the tokens of a sample, `seq_len + 1` of them: its last is the next one's first."""
-        return self.read(index * seq_len, seq_len + 1)
+    def samples(self, indices: Indices, *, seq_len: int) -> Iterator[Tokens]:
+        """Read samples, `seq_len + 1` tokens each: the last is the first of the next one.
+
+        Returns:
+            Views of the mapped shard; a copy only of a sample that crosses into another shard.
+        """
+        starts = indices * seq_len
+        numbers = np.searchsorted(self._ends, starts, side="right")
+        firsts = starts - self._begins[numbers]
+        for start, number, first in zip(starts.tolist(), numbers.tolist(), firsts.tolist(), strict=True):
+            view = self._map(number)[first : first + seq_len + 1]
+            yield view if len(view) == seq_len + 1 else self.read(start, seq_len + 1)
+
+
+_CHANGED = "a dataset must not change while runs read it\n  restore the file, or prepare the dataset again"
+
+
+def _map_shard(entry: ShardEntry, locate: Locate) -> Tokens:
+    path = locate(entry)
+    try:
+        num_bytes = path.stat().st_size
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}\n  {_CHANGED}") from error
+    # Reading a mapped file past its end kills the process (SIGBUS) without a word.
+    if num_bytes != entry.num_bytes:
+        raise DataError(f"{path} has {num_bytes} bytes instead of {entry.num_bytes}\n  {_CHANGED}")
+    tokens = Shard(path).tokens
+    if len(tokens) != entry.num_tokens:
+        raise DataError(f"{path} has {len(tokens)} tokens instead of {entry.num_tokens}\n  {_CHANGED}")
+    return tokens

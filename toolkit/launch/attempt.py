@@ -10,7 +10,8 @@ from pathlib import Path
 from toolkit.cluster.choose import open_cluster
 from toolkit.config.load import load_config
 from toolkit.config.schema import RunConfig, to_dict
-from toolkit.data.manifest import read_manifest
+from toolkit.data.mixture import open_members
+from toolkit.data.stream import locate_in
 from toolkit.distributed import Place, World, is_lost_connection, read_place
 from toolkit.errors import EXIT_BUG, EXIT_DONE, ToolkitError, TryAgainError
 from toolkit.launch.ledger import Attempt, Failure, begin_attempt, end_attempt, fail_attempt, write_failure
@@ -75,7 +76,8 @@ def _surround(cfg: RunConfig, run_dir: RunDir, world: World, stop: StopFlag, for
     hardware = find_hardware(cfg.cluster.gpu_type) if is_gpu and cfg.cluster.gpu_type else None
     return Surroundings(
         world=world,
-        manifest=read_manifest(cfg.data.path),
+        members=open_members(cfg.data.weights),
+        locate_in=locate_in,
         checkpoints_dir=checkpoints_dir(cfg, run_dir),
         stop=stop,
         formatter=formatter,

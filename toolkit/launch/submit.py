@@ -16,7 +16,8 @@ from toolkit.cluster.choose import open_cluster
 from toolkit.config.check import check_config
 from toolkit.config.load import Loaded, dump_config
 from toolkit.config.schema import ClusterSection, RunConfig, to_dict
-from toolkit.data.manifest import check_sizes, read_manifest
+from toolkit.data.manifest import check_sizes
+from toolkit.data.mixture import Member, identify, open_members
 from toolkit.data.stream import count_samples
 from toolkit.errors import ConfigError, DataError, Problem, RunError, StorageError, ToolkitError
 from toolkit.launch.snapshot import freeze_code
@@ -165,7 +166,11 @@ def _fill_section(section: ClusterSection, partition: PartitionLimits) -> Cluste
 
 def _make_absolute(cfg: RunConfig) -> RunConfig:
     """Make paths absolute: the job starts elsewhere."""
-    data = replace(cfg.data, path=_absolute(cfg.data.path))
+    data = replace(
+        cfg.data,
+        path=_absolute(cfg.data.path) if cfg.data.path else None,
+        mixture={_absolute(path): weight for path, weight in cfg.data.mixture.items()},
+    )
     checkpoint = replace(cfg.checkpoint, dir=_absolute(cfg.checkpoint.dir) if cfg.checkpoint.dir else None)
     run = replace(cfg.run, root=_absolute(cfg.run.root))
     return replace(cfg, data=data, checkpoint=checkpoint, run=run)
@@ -192,22 +197,32 @@ def _check_partition(cfg: RunConfig, partition: PartitionLimits) -> list[Problem
 
 
 def _check_data(cfg: RunConfig) -> list[Problem]:
+    if not cfg.data.weights:
+        return []  # check_config has said it
     try:
-        manifest = read_manifest(cfg.data.path)
-        shards = [shard for split in manifest.splits.values() for shard in split]
-        problems = [Problem(text, "shards must be as the manifest says", "prepare the dataset again")
-                    for text in check_sizes(cfg.data.path, shards)]  # fmt: skip
-        if manifest.tokenizer.vocab_size > cfg.model.vocab_size:
-            size = manifest.tokenizer.vocab_size
-            what = f"model.vocab_size={cfg.model.vocab_size}, the dataset's tokenizer has {size}"
-            problems.append(Problem(what, "every token needs a row of the embedding", "raise model.vocab_size"))
-        for split in ("train", "validation") if cfg.monitor.eval_every else ("train",):
-            if count_samples(manifest.num_tokens(split), seq_len=cfg.data.seq_len) < 1:
-                what = f"the {split} split has {manifest.num_tokens(split)} tokens"
-                problems.append(Problem(what, f"a sample takes data.seq_len={cfg.data.seq_len} + 1", "use more text"))
+        members = open_members(cfg.data.weights)
+        problems = [problem for member in members for problem in _check_member(cfg, member)]
     except DataError as error:
         what, *rest = str(error).split("\n  ")
         return [Problem(what, "; ".join(rest[:-1]), rest[-1] if rest else "")]
+    size = members[0].manifest.tokenizer.vocab_size
+    if size > cfg.model.vocab_size:
+        what = f"model.vocab_size={cfg.model.vocab_size}, the dataset's tokenizer has {size}"
+        problems.append(Problem(what, "every token needs a row of the embedding", "raise model.vocab_size"))
+    return problems
+
+
+def _check_member(cfg: RunConfig, member: Member) -> list[Problem]:
+    shards = [shard for split in member.manifest.splits.values() for shard in split]
+    problems = [
+        Problem(text, "shards must be as the manifest says", "prepare the dataset again")
+        for text in check_sizes(member.dataset_dir, shards)
+    ]
+    for split in ("train", "validation") if cfg.monitor.eval_every else ("train",):
+        num_tokens = member.manifest.num_tokens(split)
+        if count_samples(num_tokens, seq_len=cfg.data.seq_len) < 1:
+            what = f"the {split} split of {member.dataset_dir} has {num_tokens} tokens"
+            problems.append(Problem(what, f"a sample takes data.seq_len={cfg.data.seq_len} + 1", "use more text"))
     return problems
 
 
@@ -244,13 +259,15 @@ def _refuse_foreign_checkpoint(cfg: RunConfig, run_dir: RunDir) -> None:
         "model": to_dict(cfg)["model"],
         "tokens_per_step": cfg.batch.tokens_per_step,
         "seed": cfg.run.seed,
-        "dataset": f"{read_manifest(cfg.data.path).fingerprint} seq_len={cfg.data.seq_len}",
+        "dataset": identify(open_members(cfg.data.weights), cfg.data),
     }
     differing = [key for key, value in now.items() if getattr(index, key) != value]
     if differing:
+        lines = [f"{key}: {getattr(index, key)} then, {now[key]} now" for key in differing]
         raise RunError(
-            f"run {run_dir.name} has checkpoints of another {' and another '.join(differing)} (step {index.step})\n"
-            "  a run goes on with the same model, data, batch and seed\n  choose another --name"
+            f"run {run_dir.name} has checkpoints of another {' and another '.join(differing)} (step {index.step})\n  "
+            + "\n  ".join(lines)
+            + "\n  a run goes on with the same model, data, batch and seed\n  choose another --name"
         )
 
 

@@ -38,8 +38,9 @@ def generate(
     newest = layout.newest(checkpoints_dir)
     if newest is None:
         raise CheckpointError(f"{checkpoints_dir} has no complete checkpoint\n  let the run save one first")
-    tokenizer = load_tokenizer(str(Path(cfg.data.path) / TOKENIZER_NAME))
-    eos_id = read_manifest(cfg.data.path).tokenizer.eos_id
+    dataset_dir = next(iter(cfg.data.weights))  # all datasets of a mixture have the same tokenizer
+    tokenizer = load_tokenizer(str(Path(dataset_dir) / TOKENIZER_NAME))
+    eos_id = read_manifest(dataset_dir).tokenizer.eos_id
     model = load_model(cfg, newest)
     generator = torch.Generator().manual_seed(seed)
     ids = tokenizer.encode(prompt, add_special_tokens=False).ids or [eos_id]

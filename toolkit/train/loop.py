@@ -1,10 +1,11 @@
 """The one loop: batches in, numbers and state out, until the tokens are done or there is a reason to stop."""
 
+import contextlib
 import dataclasses
 import enum
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +13,9 @@ import torch
 
 from toolkit.checkpoint import layout, saver
 from toolkit.config.schema import RunConfig
-from toolkit.data.loader import StepLoader
-from toolkit.data.manifest import Manifest
-from toolkit.data.stream import TokenStream
+from toolkit.data.loader import PrefetchingLoader, StepLoader, open_streams
+from toolkit.data.mixture import Member, identify
+from toolkit.data.stream import Locate
 from toolkit.distributed import World
 from toolkit.log import RankFormatter
 from toolkit.monitor import metrics
@@ -54,7 +55,10 @@ class Surroundings:
     """What the loop works with and does not make itself."""
 
     world: World
-    manifest: Manifest
+    members: Sequence[Member]
+    """The datasets that are read."""
+    locate_in: Callable[[str], Locate]
+    """Finds the shards of a dataset on this node."""
     checkpoints_dir: Path
     stop: StopFlag
     formatter: RankFormatter
@@ -71,18 +75,16 @@ class Training:
         self.around = around
         self.replica = Topology(stages=cfg.parallel.stages, replicas=cfg.replicas).replica_of(around.world.rank)
         self.engine: Engine = build_engine(cfg, boundaries=around.boundaries, device=around.world.device)
-        self.loader = StepLoader(
-            TokenStream(cfg.data.path, around.manifest.shards("train")),
-            seq_len=cfg.data.seq_len,
-            batch=batch_shape(cfg),
-            seed=cfg.run.seed,
-            shuffle=cfg.data.shuffle,
-        )
+        self.loader = self._open_loader()
         self.step = self._load()
         self.saved_step = self.step
 
     def run(self, sinks: Sinks) -> Outcome:
         """Train until the end, a stop or a bad number."""
+        with contextlib.closing(self.loader):
+            return self._run(sinks)
+
+    def _run(self, sinks: Sinks) -> Outcome:
         first_step = self.step
         validation = self._open_validation()
         ending: tuple[End, str] | None = None
@@ -93,7 +95,7 @@ class Training:
             if trouble:
                 return self._outcome(End.FAILED, trouble, first_step)
             if validation and self._is_due(self.cfg.monitor.eval_every):
-                values[metrics.VALIDATION_LOSS] = validation.loss(self.engine)
+                values |= validation.losses(self.engine)
             sinks.write(self.step, values)
             ending = self._agree_to_stop()
             if self._is_due(self.cfg.checkpoint.save_every) and ending is None:
@@ -106,7 +108,7 @@ class Training:
     def _train_step(self) -> tuple[dict[str, float], StepResult]:
         self.around.formatter.step = self.step + 1
         started = time.monotonic()
-        micro_batches = self.loader.micro_batches(self.step, replica=self.replica)
+        micro_batches = self.loader.micro_batches(self.step)
         read = time.monotonic()
         learning_rate = rate_of_run(self.cfg, step=self.step)
         result = self.engine.train_step(micro_batches, learning_rate=learning_rate)
@@ -141,8 +143,21 @@ class Training:
     def _open_validation(self) -> Validation | None:
         if self.cfg.monitor.eval_every is None:
             return None
-        stream = TokenStream(self.cfg.data.path, self.around.manifest.shards("validation"))
-        return Validation(self.cfg, stream, replica=self.replica)
+        return Validation(self.cfg, self.around.members, locate_in=self.around.locate_in, replica=self.replica)
+
+    def _open_loader(self) -> PrefetchingLoader:
+        data, members = self.cfg.data, self.around.members
+        loader = StepLoader(
+            open_streams(members, "train", seq_len=data.seq_len, locate_in=self.around.locate_in),
+            shares=[member.share for member in members],
+            seq_len=data.seq_len,
+            batch=batch_shape(self.cfg),
+            seed=self.cfg.run.seed,
+            shuffle=data.shuffle,
+            replica_split=data.replica_split,
+            pin_memory=self.around.world.device.type == "cuda",
+        )
+        return PrefetchingLoader(loader, replica=self.replica, device=self.around.world.device)
 
     def _load(self) -> int:
         newest = layout.newest(self.around.checkpoints_dir)
@@ -177,19 +192,19 @@ class Training:
                 layout.delete(layout.step_dir(self.around.checkpoints_dir, step=step))
 
     def _index(self, *, step: int) -> layout.Index:
-        return run_index(self.cfg, self.around.manifest, step=step)
+        return run_index(self.cfg, self.around.members, step=step)
 
     def _outcome(self, end: End, reason: str, first_step: int) -> Outcome:
         return Outcome(end=end, reason=reason, first_step=first_step, last_step=self.step)
 
 
-def run_index(cfg: RunConfig, manifest: Manifest, *, step: int) -> layout.Index:
+def run_index(cfg: RunConfig, members: Sequence[Member], *, step: int) -> layout.Index:
     """Say which run a checkpoint belongs to: what must be the same for its steps to mean the same."""
     return layout.Index(
         step=step,
         tokens_per_step=cfg.batch.tokens_per_step,
         seed=cfg.run.seed,
-        dataset=f"{manifest.fingerprint} seq_len={cfg.data.seq_len}",
+        dataset=identify(members, cfg.data),
         model=dataclasses.asdict(cfg.model),
         parts=(),
     )

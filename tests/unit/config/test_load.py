@@ -29,6 +29,8 @@ CONFIGS = Path(__file__).parents[3] / "configs"
         ("model.tie_word_embeddings=true", True),
         ("cluster.exclude=[node1, node2]", ["node1", "node2"]),
         ("parallel.deepspeed_extra={a: {b: 1}}", {"a": {"b": 1}}),
+        ("data.mixture={hdfs://name/a: 3, b: 1e-1}", {"hdfs://name/a": 3.0, "b": 0.1}),
+        ("data.path=null", None),
     ],
 )
 def test_a_value_is_read_by_its_declared_type(setting: str, value: Any) -> None:
@@ -44,6 +46,8 @@ def test_a_value_is_read_by_its_declared_type(setting: str, value: Any) -> None:
         ("run.tokens=0", "less than 1"),
         ("parallel.zero_stage=4", "more than 3"),
         ("parallel.precision=fp8", "none of fp32, bf16"),
+        ("data.mixture={a: 0}", "data.mixture: 0.0 is less than"),
+        ("data.mixture={a: 1, a: 2}", "a is given twice"),
         ("model.n_layers=3", "did you mean model.num_hidden_layers"),
         ("model.hiden_size=3", "did you mean model.hidden_size"),
         ("tokens_per_step=3", "did you mean batch.tokens_per_step"),
@@ -117,6 +121,8 @@ def test_every_config_loads_and_comes_back_from_its_dump(path: Path, tmp_path: P
         (["optim.warmup_tokens=2e6"], "warm-up must end"),
         (["cluster.env={WANDB_API_KEY: abc}"], "secret"),
         (["run.name=a/b"], "a run's name is a directory"),
+        (["data.mixture={a: 1}"], "a run reads one dataset or a mixture"),
+        (["data.path=null"], "a run reads tokens"),
     ],
 )
 def test_a_contradiction_is_refused_with_its_reason(settings: list[str], message: str) -> None:
