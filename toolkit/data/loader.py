@@ -1,5 +1,6 @@
 """Batches of one replica, straight out of mapped shards, the next step's while this one is computed."""
 
+import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal
@@ -8,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from toolkit.data.mixture import Member, deal
-from toolkit.data.order import Indices, choose_replicas, draw_samples
+from toolkit.data.mixture import Member, find_samples
+from toolkit.data.order import Indices, choose_replicas
+from toolkit.data.shard import Tokens
 from toolkit.data.stream import MAX_MAPPED, Locate, TokenStream, count_samples
 from toolkit.errors import DataError
 from toolkit.topology import BatchShape
@@ -29,7 +31,7 @@ def open_streams(
     streams = []
     for member in members:
         shards, locate = member.manifest.shards(split), locate_in(member.dataset_dir)
-        stream = TokenStream(shards, locate, max_mapped=max(1, MAX_MAPPED // len(members)))
+        stream = TokenStream(shards, locate, dtype=member.manifest.dtype, max_mapped=max(1, MAX_MAPPED // len(members)))
         if count_samples(stream.num_tokens, seq_len=seq_len) < 1:
             raise DataError(
                 f"the {split} split of {member.dataset_dir} has {stream.num_tokens} tokens\n"
@@ -54,30 +56,29 @@ class StepLoader:
         replica_split: Literal["index", "hash"],
         pin_memory: bool,
     ) -> None:
-        self.num_samples = [count_samples(stream.num_tokens, seq_len=seq_len) for stream in streams]
+        self.num_samples = tuple(count_samples(stream.num_tokens, seq_len=seq_len) for stream in streams)
         assert all(self.num_samples), f"a stream holds no sample of {seq_len} tokens: {self.num_samples}"
         self._streams = tuple(streams)
-        self._shares = tuple(shares)
+        self._find = functools.partial(
+            find_samples, num_samples=self.num_samples, shares=tuple(shares), seed=seed, shuffle=shuffle
+        )
+        self._dtype = np.result_type(*(stream.dtype for stream in streams))
         self._seq_len = seq_len
         self._batch = batch
-        self._seed = seed
-        self._shuffle = shuffle
         self._replica_split = replica_split
         self._pin_memory = pin_memory
 
     def micro_batches(self, step: int, *, replica: int) -> list[MicroBatch]:
-        """Read a step's share of a replica: tokens are copied once, from the mapped shard into the batch."""
+        """Read a step's share of a replica."""
         members, samples = self.choose(step, replica=replica)
-        shape = (len(samples), self._seq_len)
-        tokens = torch.empty(shape, dtype=torch.int64, pin_memory=self._pin_memory)
-        labels = torch.empty(shape, dtype=torch.int64, pin_memory=self._pin_memory)
-        token_rows, label_rows = tokens.numpy(), labels.numpy()
+        # Rows are gathered as they are stored and widened all at once: half the time of widening each (measured).
+        rows = np.empty((len(samples), self._seq_len + 1), dtype=self._dtype)
         for member, stream in enumerate(self._streams):
-            rows = np.flatnonzero(members == member)
-            views = stream.samples(samples[rows], seq_len=self._seq_len)
-            for row, view in zip(rows.tolist(), views, strict=True):
-                token_rows[row] = view[:-1]
-                label_rows[row] = view[1:]
+            places = np.flatnonzero(members == member)
+            views = stream.samples(samples[places], seq_len=self._seq_len)
+            for place, view in zip(places.tolist(), views, strict=True):
+                rows[place] = view
+        tokens, labels = self._widen(rows[:, :-1]), self._widen(rows[:, 1:])
         size = self._batch.micro_batch
         return [(tokens[row : row + size], labels[row : row + size]) for row in range(0, len(samples), size)]
 
@@ -87,23 +88,19 @@ class StepLoader:
         Returns:
             The dataset of each sample, and its number there: int64 [samples_per_step / replicas].
         """
-        per_step, per_replica = self._batch.samples_per_step, self._batch.samples_per_step // self._batch.replicas
+        batch = self._batch
+        first = step * batch.samples_per_step
         if self._replica_split == "index":
-            places = self._batch.positions(replica=replica, micro_index=0)
-            return self._find(step * per_step + places.start + np.arange(per_replica, dtype=np.int64))
-        members, samples = self._find(step * per_step + np.arange(per_step, dtype=np.int64))
-        is_ours = choose_replicas(members, samples, replicas=self._batch.replicas) == replica
+            places = batch.positions(replica=replica, micro_index=0)
+            return self._find(first + places.start, batch.samples_per_step // batch.replicas)
+        members, samples = self._find(first, batch.samples_per_step)
+        is_ours = choose_replicas(members, samples, replicas=batch.replicas) == replica
         return members[is_ours], samples[is_ours]
 
-    def _find(self, positions: Indices) -> tuple[Indices, Indices]:
-        members, ordinals = deal(positions, shares=self._shares)
-        samples = np.empty_like(ordinals)
-        for member, num_samples in enumerate(self.num_samples):
-            mine = members == member
-            samples[mine] = draw_samples(
-                ordinals[mine], num_samples=num_samples, seed=self._seed, part=member, shuffle=self._shuffle
-            )
-        return members, samples
+    def _widen(self, rows: Tokens) -> Tensor:
+        tensor = torch.empty(rows.shape, dtype=torch.int64, pin_memory=self._pin_memory)
+        tensor.numpy()[:] = rows
+        return tensor
 
 
 class PrefetchingLoader:

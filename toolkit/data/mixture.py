@@ -1,5 +1,6 @@
-"""Several token datasets read as one: whose turn it is at which position, and what must fit together."""
+"""Several token datasets read as one: which sample stands at which position, and what must fit together."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -8,11 +9,12 @@ import numpy as np
 
 from toolkit.config.schema import DataSection
 from toolkit.data.manifest import Manifest, read_manifest
-from toolkit.data.order import Indices
+from toolkit.data.order import Indices, draw_samples
 from toolkit.errors import DataError
 
 _UNIT_BITS = 32
 _UNIT = 1 << _UNIT_BITS  # a share of 1
+_PIECE = 4096  # positions that are worked out at a time: for 16 of them numpy takes as long as for 1000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +68,40 @@ def mean_unigram_loss(members: Sequence[Member]) -> float | None:
     """Weight the unigram losses by the shares, as the validation loss of a mixture is; None: one is not known."""
     known = [member.share * loss for member in members if (loss := member.manifest.unigram_loss) is not None]
     return sum(known) if len(known) == len(members) else None
+
+
+def find_samples(
+    first: int, count: int, *, num_samples: tuple[int, ...], shares: tuple[float, ...], seed: int, shuffle: bool
+) -> tuple[Indices, Indices]:
+    """Find the samples at positions [first, first + count) of a run: the same whoever asks, and for what step.
+
+    Args:
+        first: counted from the run's first sample.
+        count: positions.
+        num_samples: samples of each dataset.
+        shares: of each dataset, with sum 1.
+        seed: of the run.
+        shuffle: else each dataset is read in the order of its corpus.
+
+    Returns:
+        The dataset of each, and its number there: int64 [count].
+    """
+    numbers = range(first // _PIECE, (first + count - 1) // _PIECE + 1)
+    pieces = [_find_piece(number, num_samples, shares, seed, shuffle) for number in numbers]
+    found = np.concatenate(pieces, axis=1)[:, first % _PIECE :][:, :count]
+    return found[0], found[1]
+
+
+@functools.lru_cache(maxsize=16)
+def _find_piece(
+    number: int, num_samples: tuple[int, ...], shares: tuple[float, ...], seed: int, shuffle: bool
+) -> Indices:
+    members, ordinals = deal(np.arange(number * _PIECE, (number + 1) * _PIECE), shares=shares)
+    samples = np.empty_like(ordinals)
+    for member, size in enumerate(num_samples):
+        mine = members == member
+        samples[mine] = draw_samples(ordinals[mine], num_samples=size, seed=seed, part=member, shuffle=shuffle)
+    return np.stack([members, samples])
 
 
 def deal(positions: Indices, *, shares: Sequence[float]) -> tuple[Indices, Indices]:

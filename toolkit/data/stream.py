@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -44,11 +45,12 @@ class TokenStream:
     and unmapped when it was not read for longer than `max_mapped` others.
     """
 
-    def __init__(self, shards: Sequence[ShardEntry], locate: Locate, *, max_mapped: int) -> None:
-        self._shards = tuple(shards)
+    def __init__(self, shards: Sequence[ShardEntry], locate: Locate, *, dtype: str, max_mapped: int) -> None:
+        self.dtype = stored = np.dtype(dtype)
         self._ends = np.cumsum([shard.num_tokens for shard in shards], dtype=np.int64)
         self._begins = self._ends - [shard.num_tokens for shard in shards]
-        self._map = functools.lru_cache(maxsize=max_mapped)(lambda number: _map_shard(shards[number], locate))
+        entries = tuple(shards)
+        self._map = functools.lru_cache(max_mapped)(lambda number: _map_shard(entries[number], locate, stored))
 
     @property
     def num_tokens(self) -> int:
@@ -84,7 +86,7 @@ class TokenStream:
 _CHANGED = "a dataset must not change while runs read it\n  restore the file, or prepare the dataset again"
 
 
-def _map_shard(entry: ShardEntry, locate: Locate) -> Tokens:
+def _map_shard(entry: ShardEntry, locate: Locate, dtype: np.dtype[Any]) -> Tokens:
     path = locate(entry)
     try:
         num_bytes = path.stat().st_size
@@ -94,6 +96,7 @@ def _map_shard(entry: ShardEntry, locate: Locate) -> Tokens:
     if num_bytes != entry.num_bytes:
         raise DataError(f"{path} has {num_bytes} bytes instead of {entry.num_bytes}\n  {_CHANGED}")
     tokens = Shard(path).tokens
-    if len(tokens) != entry.num_tokens:
-        raise DataError(f"{path} has {len(tokens)} tokens instead of {entry.num_tokens}\n  {_CHANGED}")
+    if (len(tokens), tokens.dtype) != (entry.num_tokens, dtype):
+        what = f"{len(tokens)} tokens of {tokens.dtype} instead of {entry.num_tokens} of {dtype}"
+        raise DataError(f"{path} has {what}\n  {_CHANGED}")
     return tokens

@@ -64,7 +64,7 @@ def cases(draw: st.DrawFn, directory: Path) -> Case:
         cuts = np.split(10_000 * number + np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
         folder = Path(tempfile.mkdtemp(dir=directory))
         shards = [write_shard(folder / f"{i}", [cut], dtype="uint16", name=f"{i}") for i, cut in enumerate(cuts)]
-        streams.append(TokenStream(shards, locate_in(str(folder)), max_mapped=draw(st.integers(1, 4))))
+        streams.append(TokenStream(shards, locate_in(str(folder)), dtype="uint16", max_mapped=draw(st.integers(1, 4))))
     weights = [draw(st.floats(0.1, 10)) for _ in streams]
     return Case(
         streams=streams,

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from tests.dataset import make_dataset, make_texts, write_jsonl
 from toolkit.config.schema import DataSection
-from toolkit.data.mixture import count_dealt, deal, identify, open_members
+from toolkit.data.mixture import count_dealt, deal, find_samples, identify, open_members
+from toolkit.data.order import draw_samples
 from toolkit.data.tokens import Preparation, prepare, train_tokenizer
 from toolkit.errors import DataError
 
@@ -43,6 +44,23 @@ def test_a_position_far_on_is_found_without_the_ones_before_it(weights: list[flo
         assert ordinal == counts[member]
         counts[member] += 1
     assert counts == count_dealt(first + 50, shares=shares)
+
+
+@given(Weights, st.integers(0, 10**6), st.integers(1, 9000), st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_samples_are_found_piece_by_piece_as_all_at_once(
+    weights: list[float], first: int, count: int, shuffle: bool
+) -> None:
+    shares = tuple(normalise(weights))
+    num_samples = tuple(100 + 7 * member for member in range(len(shares)))
+    options = {"num_samples": num_samples, "shares": shares, "seed": 3, "shuffle": shuffle}
+    members, samples = find_samples(first, count, **options)  # type: ignore[arg-type]
+    wanted, ordinals = deal(np.arange(first, first + count), shares=shares)
+    assert np.array_equal(members, wanted)
+    for member, size in enumerate(num_samples):
+        mine = members == member
+        drawn = draw_samples(ordinals[mine], num_samples=size, seed=3, part=member, shuffle=shuffle)
+        assert np.array_equal(samples[mine], drawn)
 
 
 def test_proportions_do_not_drift_in_a_thousand_million_samples() -> None:

@@ -27,7 +27,7 @@ def shards(tmp_path: Path) -> list[ShardEntry]:
 
 @pytest.fixture
 def stream(shards: list[ShardEntry], tmp_path: Path) -> TokenStream:
-    return TokenStream(shards, locate_in(str(tmp_path)), max_mapped=2)
+    return TokenStream(shards, locate_in(str(tmp_path)), dtype="uint16", max_mapped=2)
 
 
 @pytest.mark.parametrize("seq_len", [1, 7, 64, 1000])
