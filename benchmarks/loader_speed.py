@@ -112,7 +112,7 @@ def open_ours(directory: Path, tokens: npt.NDArray[np.uint16], *, seq_len: int, 
     shape = BatchShape(samples_per_step=batch, micro_batch=batch, replicas=1)
     return StepLoader(
         [stream], shares=[1.0], seq_len=seq_len, batch=shape, seed=0, shuffle=True, replica_split="index",
-        pin_memory=False,
+        document_end=None, pin_memory=False,
     )  # fmt: skip
 
 

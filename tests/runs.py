@@ -17,14 +17,18 @@ CHECKOUT = Path(__file__).parents[1]
 TINY = CHECKOUT / "configs" / "runs" / "tiny-cpu.yaml"
 
 
-def submit_command(root: Path, dataset: Path, *arguments: str, name: str = "tiny") -> list[str]:
+def submit_command(root: Path, *arguments: str, name: str = "tiny") -> list[str]:
     command = [sys.executable, str(CHECKOUT / "submit.py"), str(TINY), "--name", name, *arguments]
-    return [*command, f"run.root={root}", f"data.path={dataset}", "model.vocab_size=320"]
+    return [*command, f"run.root={root}", "model.vocab_size=320"]
 
 
 def submit(root: Path, dataset: Path, *arguments: str, name: str = "tiny") -> subprocess.CompletedProcess[str]:
+    return submit_without_data(root, f"data.path={dataset}", *arguments, name=name)
+
+
+def submit_without_data(root: Path, *arguments: str, name: str = "tiny") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        submit_command(root, dataset, *arguments, name=name),
+        submit_command(root, *arguments, name=name),
         cwd=CHECKOUT,
         env={**os.environ, "HOME": str(root)},
         capture_output=True,

@@ -9,9 +9,22 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.dataset import make_dataset
-from tests.runs import CHECKOUT, losses, rank_processes, submit, submit_command, verb, wait, wait_for_step
+from tests.dataset import make_dataset, make_texts, write_jsonl
+from tests.runs import (
+    CHECKOUT,
+    losses,
+    rank_processes,
+    submit,
+    submit_command,
+    submit_without_data,
+    verb,
+    wait,
+    wait_for_step,
+)
+from toolkit.cli import show
 from toolkit.cluster.local import LocalCluster
+from toolkit.data.manifest import read_manifest
+from toolkit.data.tokens import Preparation, prepare
 from toolkit.rundir import RunDir
 
 LOCAL = "cluster.scheduler=local"
@@ -62,7 +75,7 @@ def test_a_job_is_warned_before_its_time_limit_and_goes_on_until_its_tokens_are_
 
 
 def test_following_shows_progress_and_ctrl_c_leaves_the_job_running(tmp_path: Path, dataset: Path) -> None:
-    command = submit_command(tmp_path, dataset, "--follow", "run.tokens=2e8", *SPLIT)
+    command = submit_command(tmp_path, f"data.path={dataset}", "--follow", "run.tokens=2e8", *SPLIT)
     run_dir = RunDir(tmp_path / "tiny")
     with subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True, start_new_session=True) as follower:
         wait_for_step(run_dir, 2)
@@ -173,3 +186,22 @@ def test_a_crashed_node_is_survived_by_a_restart_from_the_last_save(tmp_path: Pa
     assert [attempt["outcome"] for attempt in run["attempts"]] == ["KILLED", "FINISHED"]
     assert run["attempts"][1]["first_step"] in {10, 20, 30}
     assert len(losses(run_dir)) == 40
+
+
+def test_a_mixture_is_trained_validated_and_held_to_its_datasets(tmp_path: Path, dataset: Path) -> None:
+    corpus = write_jsonl(tmp_path / "corpus.jsonl", make_texts(200)[::-1])
+    other = tmp_path / "other"
+    prepare(Preparation(inputs=(str(corpus),), tokenizer=str(dataset), validation=0.2), other)
+    mixed = ("data.path=null", "data.replica_split=hash", "data.document_mask=true", "run.tokens=20_480", *SPLIT)
+    done = submit_without_data(tmp_path / "runs", f"data.mixture={{{dataset}: 3, {other}: 1}}", *mixed)
+    assert done.returncode == 0, done.stderr
+    run_dir = RunDir(tmp_path / "runs" / "tiny")
+    assert wait(run_dir)["job"]["state"] == "COMPLETED"
+    values = [line for line in show.read_metrics(run_dir) if "validation/loss" in line][-1]
+    shares = {"validation/loss/dataset": 0.75, "validation/loss/other": 0.25}
+    assert values["validation/loss"] == pytest.approx(sum(values[name] * share for name, share in shares.items()))
+    done = submit_without_data(tmp_path / "runs", f"data.mixture={{{dataset}: 1, {other}: 1}}", *mixed)
+    assert done.returncode == 2
+    fingerprints = [read_manifest(str(path)).fingerprint for path in (dataset, other)]
+    for share in ((0.75, 0.25), (0.5, 0.5)):
+        assert f"{share[0]} x {fingerprints[0]} + {share[1]} x {fingerprints[1]} seq_len=64" in done.stderr

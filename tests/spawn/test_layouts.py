@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.spawn.ranks import run_ranks
-from tests.spawn.tiny import make_config, reference_losses, train_each
+from tests.spawn.tiny import make_batch, make_config, reference_losses, train_each
 from toolkit.config.schema import RunConfig
 
 pytestmark = [pytest.mark.spawn, pytest.mark.timeout(900)]
@@ -25,10 +25,15 @@ LAYOUTS = [
 BF16_LAYOUTS = [(1, 1, 1), (1, 2, 2), (1, 2, 3), (2, 2, 1)]
 SPLITS = ["uniform", "parameters"]
 RECOMPUTE_LAYOUTS = [(1, 2, 1), (2, 1, 1)]
+MASKED_LAYOUTS = [(1, 1, 1), (1, 2, 1), (1, 2, 3), (2, 1, 1), (2, 2, 1), (4, 1, 1)]
 
 
 def configure(stages: int, replicas: int, zero_stage: int, *, tied: bool = False, **parallel: Any) -> RunConfig:
     return make_config(stages=stages, replicas=replicas, zero_stage=zero_stage, tied=tied, **parallel)
+
+
+def keep_documents_apart(cfg: RunConfig) -> RunConfig:
+    return dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, document_mask=True))
 
 
 CASES = [
@@ -36,6 +41,7 @@ CASES = [
     *(configure(*layout, precision="bf16") for layout in BF16_LAYOUTS),
     *(configure(2, 1, 1, split_by=split_by) for split_by in SPLITS),
     *(configure(*layout, recompute=True) for layout in RECOMPUTE_LAYOUTS),
+    *(keep_documents_apart(configure(*layout, recompute=on)) for layout in MASKED_LAYOUTS for on in (False, True)),
 ]
 
 
@@ -61,6 +67,17 @@ def test_every_layout_agrees_with_a_plain_loop(stages: int, replicas: int, zero_
     for rank, losses in enumerate(losses_by_rank(cfg)):
         worst = max(abs(a - b) for a, b in zip(losses, wanted, strict=True))
         assert worst < TOLERANCE, f"rank {rank} differs by {worst:.1e}: {losses} instead of {wanted}"
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize(("stages", "replicas", "zero_stage"), MASKED_LAYOUTS)
+def test_documents_are_kept_apart_on_every_layout(stages: int, replicas: int, zero_stage: int, recompute: bool) -> None:
+    cfg = keep_documents_apart(configure(stages, replicas, zero_stage, recompute=recompute))
+    counts = [int((part >= 0).sum()) for part in make_batch(cfg, 0)[1].split(cfg.batch.micro_batch or 1)]
+    assert max(counts) > 1.5 * min(counts), "with equal counts a mean of means would pass"
+    wanted = reference_losses(cfg)
+    for losses in losses_by_rank(cfg):
+        assert losses == pytest.approx(wanted, abs=TOLERANCE)
 
 
 @pytest.mark.parametrize("split_by", SPLITS)

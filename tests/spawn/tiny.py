@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from toolkit.config.schema import (
     BatchSection,
@@ -15,7 +16,7 @@ from toolkit.config.schema import (
     RunConfig,
     RunSection,
 )
-from toolkit.model.llama import Llama, token_loss
+from toolkit.model.llama import NOT_LEARNED, Llama
 from toolkit.train.schedule import rate_of_run
 
 NUM_STEPS = 20
@@ -52,6 +53,18 @@ def make_rows(cfg: RunConfig) -> torch.Tensor:
     return (start + torch.arange(SEQ_LEN + 1) * 3) % cfg.model.vocab_size
 
 
+def make_batch(cfg: RunConfig, step: int) -> tuple[Any, torch.Tensor]:
+    """Tokens and labels of a step; with document_mask, samples are cut into documents, later ones into more."""
+    rows = make_rows(cfg)[step]
+    tokens, labels = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+    if not cfg.data.document_mask:
+        return tokens, labels
+    chance = torch.linspace(0, 0.5, SAMPLES)[:, None]
+    is_end = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(step)) < chance
+    documents = (is_end.cumsum(1) - is_end.int()).int()
+    return (tokens, documents), labels.masked_fill(is_end, NOT_LEARNED)
+
+
 def reference_losses(cfg: RunConfig) -> list[float]:
     torch.manual_seed(0)
     module = Llama(cfg.model, seed=cfg.run.seed, recompute=False)
@@ -66,10 +79,11 @@ def reference_losses(cfg: RunConfig) -> list[float]:
         eps=cfg.optim.eps,
     )
     losses = []
-    for step, rows in enumerate(make_rows(cfg)):
+    for step in range(NUM_STEPS):
         for group in optimizer.param_groups:
             group["lr"] = rate_of_run(cfg, step=step)
-        loss = token_loss(module(rows[:, :-1]), rows[:, 1:])
+        inputs, labels = make_batch(cfg, step)
+        loss = F.cross_entropy(module(inputs).flatten(0, 1), labels.flatten(), ignore_index=NOT_LEARNED)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), cfg.optim.clip_norm)
@@ -104,12 +118,13 @@ def train(
     replica = Topology(stages=cfg.parallel.stages, replicas=cfg.replicas).replica_of(world.rank)
     losses = []
     for step in steps:
-        rows = make_rows(cfg)[step]
+        inputs, labels = make_batch(cfg, step)
         micro_batches = []
         for number in range(shape.num_micro_batches):
             positions = shape.positions(replica=replica, micro_index=number)
-            part = rows[positions.start : positions.stop]
-            micro_batches.append((part[:, :-1].contiguous(), part[:, 1:].contiguous()))
+            part = slice(positions.start, positions.stop)
+            mine = (inputs[0][part], inputs[1][part]) if isinstance(inputs, tuple) else inputs[part]
+            micro_batches.append((mine, labels[part]))
         losses.append(engine.train_step(micro_batches, learning_rate=rate_of_run(cfg, step=step)).loss)
     if checkpoints_dir:
         place = {"replica": replica, "replicas": cfg.replicas, "index": index}

@@ -100,6 +100,8 @@ class DataSection:
     replica_split: Literal["index", "hash"] = "index"
     """Which replica reads which samples of a step: by position, or by the sample's hash, so that most samples are read
     by the same replica in each epoch (for caches on nodes). The step's samples are the same."""
+    document_mask: bool = False
+    """Attend only inside a document, and do not learn its successor's first token. Slower: attention with a mask."""
 
     @property
     def weights(self) -> dict[str, float]:

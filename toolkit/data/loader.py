@@ -3,21 +3,24 @@
 import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from toolkit.data.mixture import Member, find_samples
 from toolkit.data.order import Indices, choose_replicas
-from toolkit.data.shard import Tokens
 from toolkit.data.stream import MAX_MAPPED, Locate, TokenStream, count_samples
 from toolkit.errors import DataError
 from toolkit.topology import BatchShape
 
-MicroBatch = tuple[Tensor, Tensor]
-"""Tokens and labels, each int64 [micro_batch, seq_len]."""
+MicroBatch: TypeAlias = tuple[Tensor | tuple[Tensor, Tensor], Tensor]
+"""Tokens and labels, each int64 [micro_batch, seq_len]; where documents are kept apart, the tokens come with the number
+of each position's document in its sample, int32."""
+
+_NOT_LEARNED = -100  # the label that torch's cross_entropy passes over
 
 
 def open_streams(
@@ -54,8 +57,22 @@ class StepLoader:
         seed: int,
         shuffle: bool,
         replica_split: Literal["index", "hash"],
+        document_end: int | None,
         pin_memory: bool,
     ) -> None:
+        """Open; nothing is read yet.
+
+        Args:
+            streams: the datasets.
+            shares: part of the samples that each gives.
+            seq_len: tokens a sample.
+            batch: how samples fall on replicas.
+            seed: of the order.
+            shuffle: else each dataset is read in the order of its corpus.
+            replica_split: by position or by hash.
+            document_end: the token that ends a document, to keep documents apart; None: a sample is one text.
+            pin_memory: put batches where a GPU copies from without waiting.
+        """
         self.num_samples = tuple(count_samples(stream.num_tokens, seq_len=seq_len) for stream in streams)
         assert all(self.num_samples), f"a stream holds no sample of {seq_len} tokens: {self.num_samples}"
         self._streams = tuple(streams)
@@ -66,6 +83,7 @@ class StepLoader:
         self._seq_len = seq_len
         self._batch = batch
         self._replica_split = replica_split
+        self._document_end = document_end
         self._pin_memory = pin_memory
 
     def micro_batches(self, step: int, *, replica: int) -> list[MicroBatch]:
@@ -78,9 +96,15 @@ class StepLoader:
             views = stream.samples(samples[places], seq_len=self._seq_len)
             for place, view in zip(places.tolist(), views, strict=True):
                 rows[place] = view
-        tokens, labels = self._widen(rows[:, :-1]), self._widen(rows[:, 1:])
+        tokens, labels = self._copy(rows[:, :-1], torch.int64), self._copy(rows[:, 1:], torch.int64)
         size = self._batch.micro_batch
-        return [(tokens[row : row + size], labels[row : row + size]) for row in range(0, len(samples), size)]
+        slices = [slice(row, row + size) for row in range(0, len(samples), size)]
+        if self._document_end is None:
+            return [(tokens[part], labels[part]) for part in slices]
+        is_end = rows[:, :-1] == self._document_end
+        labels.numpy()[is_end] = _NOT_LEARNED  # the next document's first token
+        documents = self._copy(is_end.cumsum(axis=1) - is_end, torch.int32)
+        return [((tokens[part], documents[part]), labels[part]) for part in slices]
 
     def choose(self, step: int, *, replica: int) -> tuple[Indices, Indices]:
         """Say what a replica reads of a step, micro-batch after micro-batch.
@@ -97,8 +121,8 @@ class StepLoader:
         is_ours = choose_replicas(members, samples, replicas=batch.replicas) == replica
         return members[is_ours], samples[is_ours]
 
-    def _widen(self, rows: Tokens) -> Tensor:
-        tensor = torch.empty(rows.shape, dtype=torch.int64, pin_memory=self._pin_memory)
+    def _copy(self, rows: npt.NDArray[Any], dtype: torch.dtype) -> Tensor:
+        tensor = torch.empty(rows.shape, dtype=dtype, pin_memory=self._pin_memory)
         tensor.numpy()[:] = rows
         return tensor
 

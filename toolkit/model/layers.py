@@ -1,8 +1,10 @@
 """The layers of a Llama.
 
 Letters of a tensor's shape: B samples, T positions, D hidden_size, H query heads, K key-value heads,
-E head_dim, F intermediate_size, V vocab_size.
+E head_dim, F intermediate_size, V vocab_size; S positions that are attended to, as many as T.
 """
+
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from toolkit.config.schema import ModelSection
+
+Stream: TypeAlias = Tensor | tuple[Tensor, Tensor]
+"""What goes from layer to layer (and from stage to stage): the tokens or vectors alone, or where attention keeps to
+documents, with the document of each position: int32 [B, T]. At width 2048 in bf16 that is 0.1 % more traffic."""
 
 
 class Embedding(nn.Module):
@@ -20,9 +26,10 @@ class Embedding(nn.Module):
         self.weight = nn.Parameter(torch.empty(model.vocab_size, model.hidden_size))
         draw_weights(self, std=model.initializer_range, seed=seed)
 
-    def forward(self, tokens_BT: Tensor) -> Tensor:
+    def forward(self, stream: Stream) -> Stream:
         """Look up: int64 [B, T] -> [B, T, D]."""
-        return F.embedding(tokens_BT, self.weight)
+        tokens_BT, documents_BT = _part(stream)
+        return _join(F.embedding(tokens_BT, self.weight), documents_BT)
 
 
 class Norm(nn.Module):
@@ -36,8 +43,9 @@ class Norm(nn.Module):
         self.weight = nn.Parameter(torch.ones(model.hidden_size))
         self.eps = model.rms_norm_eps
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """Scale each vector to unit root mean square, then by the weight."""
+    def forward(self, stream: Stream) -> Tensor:
+        """Scale each vector to unit root mean square, then by the weight; documents are of no use any more."""
+        x_BTD, _ = _part(stream)
         return F.rms_norm(x_BTD, self.weight.shape, self.weight, self.eps)
 
 
@@ -69,8 +77,8 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(model.hidden_size, model.hidden_size, bias=False)
         self.rotary = Rotary(head_dim=self.head_dim, theta=model.rope_theta)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """Attend: [B, T, D] -> [B, T, D]."""
+    def forward(self, x_BTD: Tensor, documents_BT: Tensor | None) -> Tensor:
+        """Attend to what came before, in the same document where documents are given: [B, T, D] -> [B, T, D]."""
         num_samples, num_positions, hidden_size = x_BTD.shape
         qkv = self.qkv_proj(x_BTD).view(num_samples, num_positions, -1, self.head_dim)
         qk_BTHE, v_BTKE = torch.split(qkv, [self.num_heads + self.num_kv_heads, self.num_kv_heads], dim=2)
@@ -80,7 +88,8 @@ class Attention(nn.Module):
             q_BHTE,
             k_BKTE,
             v_BTKE.transpose(1, 2),
-            is_causal=True,
+            attn_mask=None if documents_BT is None else _mask_documents(documents_BT),
+            is_causal=documents_BT is None,
             enable_gqa=self.num_kv_heads != self.num_heads,
         )
         out_BTD = out_BHTE.transpose(1, 2).reshape(num_samples, num_positions, hidden_size)
@@ -154,15 +163,30 @@ class Block(nn.Module):
             for projection in (self.attention.o_proj, self.feed_forward.down_proj):
                 projection.weight.mul_((2 * model.num_hidden_layers) ** -0.5)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, stream: Stream) -> Stream:
         """Add attention, then the feed-forward part, to the residual stream."""
+        x_BTD, documents_BT = _part(stream)
         if self.recompute and torch.is_grad_enabled():
-            return checkpoint(self._run, x_BTD, use_reentrant=False)  # type: ignore[no-any-return]
-        return self._run(x_BTD)
+            return _join(checkpoint(self._run, x_BTD, documents_BT, use_reentrant=False), documents_BT)
+        return _join(self._run(x_BTD, documents_BT), documents_BT)
 
-    def _run(self, x_BTD: Tensor) -> Tensor:
-        x_BTD = x_BTD + self.attention(self.input_norm(x_BTD))
+    def _run(self, x_BTD: Tensor, documents_BT: Tensor | None) -> Tensor:
+        x_BTD = x_BTD + self.attention(self.input_norm(x_BTD), documents_BT)
         return x_BTD + self.feed_forward(self.post_norm(x_BTD))  # type: ignore[no-any-return]
+
+
+def _part(stream: Stream) -> tuple[Tensor, Tensor | None]:
+    return stream if isinstance(stream, tuple) else (stream, None)
+
+
+def _join(x: Tensor, documents_BT: Tensor | None) -> Stream:
+    return x if documents_BT is None else (x, documents_BT)
+
+
+def _mask_documents(documents_BT: Tensor) -> Tensor:
+    """Say what each position may attend to: bool [B, 1, T, S]."""
+    is_same_BTS = documents_BT[:, :, None] == documents_BT[:, None, :]
+    return is_same_BTS.tril()[:, None]
 
 
 def draw_weights(module: nn.Module, *, std: float, seed: int) -> None:

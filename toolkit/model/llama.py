@@ -12,7 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from toolkit.config.schema import ModelSection
-from toolkit.model.layers import Block, Embedding, Head, Norm
+from toolkit.model.layers import Block, Embedding, Head, Norm, Stream
+
+NOT_LEARNED = -100
+"""The label of a position whose prediction is not learned."""
 
 LayerRecipe: TypeAlias = tuple[type[nn.Module], dict[str, Any]]
 
@@ -52,18 +55,28 @@ class Llama(nn.Module):
         if model.tie_word_embeddings:
             self.layers[-1].weight = self.layers[0].weight
 
-    def forward(self, tokens_BT: Tensor) -> Tensor:
+    def forward(self, stream: Stream) -> Tensor:
         """Predict the next token at each position: int64 [B, T] -> logits [B, T, V]."""
-        x = tokens_BT
         for layer in self.layers:
-            x = layer(x)
-        return x
+            stream = layer(stream)
+        assert isinstance(stream, Tensor), "the norm drops the documents"
+        return stream
 
     def named_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Give each parameter once, under its layout-free name."""
         yield from self.layers.named_parameters()
 
 
-def token_loss(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
-    """Average the cross-entropy over all positions, in nats, computed in fp32."""
-    return F.cross_entropy(logits_BTV.float().flatten(0, 1), labels_BT.flatten())
+def token_loss(logits_BTV: Tensor, targets: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+    """Average the cross-entropy over all positions, in nats, computed in fp32.
+
+    Args:
+        logits_BTV: predictions.
+        targets: labels, int64 [B, T]; or with them the number to divide the sum by, where labels that are
+            negative are not learned: micro-batches of one step then have other counts.
+    """
+    logits = logits_BTV.float().flatten(0, 1)
+    if isinstance(targets, Tensor):
+        return F.cross_entropy(logits, targets.flatten())
+    labels_BT, divisor = targets
+    return F.cross_entropy(logits, labels_BT.flatten(), ignore_index=NOT_LEARNED, reduction="sum") / divisor

@@ -4,7 +4,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import deepspeed
 import torch
@@ -18,13 +18,16 @@ from toolkit.topology import BatchShape
 
 log = logging.getLogger(__name__)
 
-MicroBatch = tuple[Tensor, Tensor]
-"""Tokens and labels, each int64 [micro_batch, seq_len]."""
+Tensors: TypeAlias = Tensor | tuple[Tensor, Tensor]
+
+MicroBatch: TypeAlias = tuple[Tensors, Tensor]
+"""Tokens and labels, each int64 [micro_batch, seq_len]; where attention keeps to documents, the tokens come with the
+document of each position, int32, and the label is negative where it is not learned."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step gave; the loss is the mean over all samples of the step, equal on every rank."""
+    """What a step gave; the loss is the mean over all labels of the step, equal on every rank."""
 
     loss: float
     grad_norm: float | None
@@ -147,9 +150,31 @@ def _grad_norm(engine: Any) -> float | None:
     return None if norm is None else float(norm)
 
 
-def _send(micro_batches: Sequence[MicroBatch], device: torch.device) -> Iterator[MicroBatch]:
-    for tokens, labels in micro_batches:
-        yield tokens.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+def _send(micro_batches: Sequence[MicroBatch], device: torch.device) -> Iterator[tuple[Tensors, Tensors]]:
+    """Bring micro-batches to the device one by one; every rank calls it, and not every one has to take them."""
+    inputs = (_move(tensors, device) for tensors, _ in micro_batches)
+    labels = (part.to(device, non_blocking=True) for _, part in micro_batches)
+    if not isinstance(micro_batches[0][0], tuple):
+        return zip(inputs, labels, strict=True)
+    divisor = _average_count([part for _, part in micro_batches]).to(device, torch.float32)
+    return zip(inputs, ((part, divisor) for part in labels), strict=True)
+
+
+def _move(tensors: Tensors, device: torch.device) -> Tensors:
+    if isinstance(tensors, tuple):
+        return tensors[0].to(device, non_blocking=True), tensors[1].to(device, non_blocking=True)
+    return tensors.to(device, non_blocking=True)
+
+
+def _average_count(labels: Sequence[Tensor]) -> Tensor:
+    """Count the labels that are learned in a micro-batch of this step, on the mean over all replicas.
+
+    A micro-batch's sum of losses divided by it, then averaged over micro-batches and replicas as DeepSpeed does,
+    is the mean over the labels of the step, on any layout.
+    """
+    count = torch.tensor(sum(int((part >= 0).sum()) for part in labels) / len(labels), dtype=torch.float64)
+    dist.all_reduce(count)  # every stage of a replica counts the same labels
+    return count / dist.get_world_size()
 
 
 class PlainEngine:
@@ -165,8 +190,8 @@ class PlainEngine:
         self.deepspeed.train()
         _set_rate(self.deepspeed, learning_rate)
         losses = []
-        for tokens, labels in _send(micro_batches, self._device):
-            loss = token_loss(self.deepspeed(tokens), labels)
+        for inputs, targets in _send(micro_batches, self._device):
+            loss = token_loss(self.deepspeed(inputs), targets)
             self.deepspeed.backward(loss)
             self.deepspeed.step()
             losses.append(loss.detach())
@@ -177,7 +202,7 @@ class PlainEngine:
         self.deepspeed.eval()
         with torch.no_grad():
             losses = [
-                token_loss(self.deepspeed(tokens), labels) for tokens, labels in _send(micro_batches, self._device)
+                token_loss(self.deepspeed(inputs), targets) for inputs, targets in _send(micro_batches, self._device)
             ]
         return self._mean(losses)
 

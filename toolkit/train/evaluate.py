@@ -31,6 +31,7 @@ class Validation:
                 seed=cfg.run.seed,
                 shuffle=False,
                 replica_split="index",
+                document_end=members[0].manifest.tokenizer.eos_id if cfg.data.document_mask else None,
                 pin_memory=False,
             )
             for stream in streams

@@ -155,6 +155,7 @@ class Training:
             seed=self.cfg.run.seed,
             shuffle=data.shuffle,
             replica_split=data.replica_split,
+            document_end=members[0].manifest.tokenizer.eos_id if data.document_mask else None,
             pin_memory=self.around.world.device.type == "cuda",
         )
         return PrefetchingLoader(loader, replica=self.replica, device=self.around.world.device)

@@ -42,6 +42,7 @@ class Case:
             seed=self.seed,
             shuffle=self.shuffle,
             replica_split=self.replica_split,  # type: ignore[arg-type]
+            document_end=None,
             pin_memory=False,
         )
 
@@ -124,7 +125,7 @@ def loader(tmp_path_factory: pytest.TempPathFactory) -> StepLoader:
     return make_loader(dataset)
 
 
-def make_loader(dataset: Path) -> StepLoader:
+def make_loader(dataset: Path, *, document_end: int | None = None) -> StepLoader:
     return StepLoader(
         open_streams(open_members({str(dataset): 1.0}), "train", seq_len=32, locate_in=locate_in),
         shares=[1.0],
@@ -133,6 +134,7 @@ def make_loader(dataset: Path) -> StepLoader:
         seed=5,
         shuffle=True,
         replica_split="index",
+        document_end=document_end,
         pin_memory=False,
     )
 
@@ -173,3 +175,22 @@ def test_a_member_without_a_whole_sample_is_named(tmp_path: Path) -> None:
     text = f"the train split of {dataset} has {manifest.num_tokens('train')} tokens"
     with pytest.raises(DataError, match=text):
         open_streams(members, "train", seq_len=10**6, locate_in=locate_in)
+
+
+def test_documents_are_numbered_and_the_first_token_of_the_next_is_not_learned(tmp_path: Path) -> None:
+    dataset, manifest = make_dataset(tmp_path)
+    end = manifest.tokenizer.eos_id
+    plain, masked = make_loader(dataset), make_loader(dataset, document_end=end)
+    num_ends = 0
+    for (tokens, labels), ((same, documents), learned) in zip(
+        plain.micro_batches(2, replica=1), masked.micro_batches(2, replica=1), strict=True
+    ):
+        assert same.equal(tokens)
+        assert documents.dtype == torch.int32
+        for row, numbers, wanted, kept in zip(tokens.tolist(), documents.tolist(), labels, learned, strict=True):
+            assert numbers == [row[:place].count(end) for place in range(len(row))]
+            assert kept.tolist() == [
+                -100 if token == end else label for token, label in zip(row, wanted.tolist(), strict=True)
+            ]
+            num_ends += row.count(end)
+    assert num_ends > 0

@@ -1,10 +1,12 @@
 """The model against Hugging Face's Llama."""
 
+import itertools
+
 import pytest
 import torch
 
 from toolkit.config.schema import ModelSection
-from toolkit.model.llama import Llama, token_loss
+from toolkit.model.llama import NOT_LEARNED, Llama, token_loss
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -56,3 +58,30 @@ def test_an_untrained_model_guesses_evenly() -> None:
     tokens = torch.randint(500, (2, 64), generator=torch.Generator().manual_seed(0))
     loss = token_loss(model(tokens), tokens)
     assert loss.item() == pytest.approx(torch.log(torch.tensor(500.0)).item(), abs=0.3)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_document_is_predicted_as_if_it_stood_alone(recompute: bool) -> None:
+    model = Llama(ModelSection(vocab_size=50, hidden_size=32, intermediate_size=48), seed=1, recompute=recompute)
+    tokens = torch.randint(50, (2, 17), generator=torch.Generator().manual_seed(0))
+    cuts = [(0, 5, 6, 17), (0, 1, 11, 17)]
+    documents = torch.zeros_like(tokens, dtype=torch.int32)
+    for row, ends in enumerate(cuts):
+        for end in ends[1:-1]:
+            documents[row, end:] += 1
+    packed = model((tokens, documents))
+    for row, ends in enumerate(cuts):
+        for first, last in itertools.pairwise(ends):
+            alone = model(tokens[row : row + 1, first:last])
+            assert torch.allclose(packed[row : row + 1, first:last], alone, atol=1e-5)
+    assert not torch.allclose(packed, model(tokens), atol=1e-3)
+
+
+def test_the_loss_leaves_out_labels_that_are_not_learned() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(2, 9, 50, generator=generator), torch.randint(50, (2, 9), generator=generator)
+    marked = labels.clone()
+    marked[0, 3] = marked[1, :5] = NOT_LEARNED
+    learned = marked >= 0
+    wanted = token_loss(logits[learned][None], labels[learned][None])
+    assert torch.allclose(token_loss(logits, (marked, learned.sum())), wanted)
