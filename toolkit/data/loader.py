@@ -10,9 +10,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from toolkit.data.manifest import ShardEntry
 from toolkit.data.mixture import Member, find_samples
 from toolkit.data.order import Indices, choose_replicas
-from toolkit.data.stream import MAX_MAPPED, Locate, TokenStream, count_samples
+from toolkit.data.stream import Locate, TokenStream, count_samples
 from toolkit.errors import DataError
 from toolkit.topology import BatchShape
 
@@ -20,13 +21,21 @@ MicroBatch: TypeAlias = tuple[Tensor | tuple[Tensor, Tensor], Tensor]
 """Tokens and labels, each int64 [micro_batch, seq_len]; where documents are kept apart, the tokens come with the number
 of each position's document in its sample, int32."""
 
+_LOOK_AHEAD = 1 << 17  # samples: in a random order they touch 10,000 shards with near certainty
 _NOT_LEARNED = -100  # the label that torch's cross_entropy passes over
 
 
 def open_streams(
-    members: Sequence[Member], split: str, *, seq_len: int, locate_in: Callable[[str], Locate]
+    members: Sequence[Member], split: str, *, seq_len: int, locate_in: Callable[[str], Locate], max_mapped: int
 ) -> list[TokenStream]:
     """Open the same split of each dataset of a mixture; no shard is touched yet.
+
+    Args:
+        members: the datasets.
+        split: which part of each.
+        seq_len: tokens a sample.
+        locate_in: finds the shards of a dataset on this node.
+        max_mapped: shards that may stay mapped, of all datasets together.
 
     Raises:
         DataError: one of them holds no sample.
@@ -34,7 +43,7 @@ def open_streams(
     streams = []
     for member in members:
         shards, locate = member.manifest.shards(split), locate_in(member.dataset_dir)
-        stream = TokenStream(shards, locate, dtype=member.manifest.dtype, max_mapped=max(1, MAX_MAPPED // len(members)))
+        stream = TokenStream(shards, locate, dtype=member.manifest.dtype, max_mapped=max(1, max_mapped // len(members)))
         if count_samples(stream.num_tokens, seq_len=seq_len) < 1:
             raise DataError(
                 f"the {split} split of {member.dataset_dir} has {stream.num_tokens} tokens\n"
@@ -82,6 +91,7 @@ class StepLoader:
         self._dtype = np.result_type(*(stream.dtype for stream in streams))
         self._seq_len = seq_len
         self._batch = batch
+        self._shuffle = shuffle
         self._replica_split = replica_split
         self._document_end = document_end
         self._pin_memory = pin_memory
@@ -120,6 +130,19 @@ class StepLoader:
         members, samples = self._find(first, batch.samples_per_step)
         is_ours = choose_replicas(members, samples, replicas=batch.replicas) == replica
         return members[is_ours], samples[is_ours]
+
+    def shards_ahead(self, step: int) -> list[tuple[ShardEntry, ...]]:
+        """List the shards of each dataset, those first that the steps from this one on need first: for a cache."""
+        first = step * self._batch.samples_per_step
+        members, samples = self._find(first, _LOOK_AHEAD)
+        ahead = []
+        for member, stream in enumerate(self._streams):
+            mine = samples[members == member]
+            if self._shuffle:
+                ahead.append(stream.shards_of(mine, seq_len=self._seq_len))
+            else:
+                ahead.append(stream.shards_from(int(mine[0]) if len(mine) else 0, seq_len=self._seq_len))
+        return ahead
 
     def _copy(self, rows: npt.NDArray[Any], dtype: torch.dtype) -> Tensor:
         tensor = torch.empty(rows.shape, dtype=dtype, pin_memory=self._pin_memory)

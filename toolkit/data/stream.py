@@ -49,8 +49,18 @@ class TokenStream:
         self.dtype = stored = np.dtype(dtype)
         self._ends = np.cumsum([shard.num_tokens for shard in shards], dtype=np.int64)
         self._begins = self._ends - [shard.num_tokens for shard in shards]
-        entries = tuple(shards)
+        self._shards = entries = tuple(shards)
         self._map = functools.lru_cache(max_mapped)(lambda number: _map_shard(entries[number], locate, stored))
+
+    def shards_from(self, index: int, *, seq_len: int) -> tuple[ShardEntry, ...]:
+        """List all shards in the order of the corpus, from the one where a sample begins, the first ones last."""
+        number = int(np.searchsorted(self._ends, index * seq_len, side="right"))
+        return self._shards[number:] + self._shards[:number]
+
+    def shards_of(self, indices: Indices, *, seq_len: int) -> tuple[ShardEntry, ...]:
+        """List all shards in the order in which samples begin in them, then those where none of these does."""
+        numbers = np.searchsorted(self._ends, indices * seq_len, side="right").tolist()
+        return tuple(self._shards[number] for number in dict.fromkeys([*numbers, *range(len(self._shards))]))
 
     @property
     def num_tokens(self) -> int:

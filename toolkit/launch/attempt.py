@@ -11,7 +11,7 @@ from toolkit.cluster.choose import open_cluster
 from toolkit.config.load import load_config
 from toolkit.config.schema import RunConfig, to_dict
 from toolkit.data.mixture import open_members
-from toolkit.data.stream import locate_in
+from toolkit.data.stream import MAX_MAPPED, locate_in
 from toolkit.distributed import Place, World, is_lost_connection, read_place
 from toolkit.errors import EXIT_BUG, EXIT_DONE, ToolkitError, TryAgainError
 from toolkit.launch.ledger import Attempt, Failure, begin_attempt, end_attempt, fail_attempt, write_failure
@@ -78,6 +78,7 @@ def _surround(cfg: RunConfig, run_dir: RunDir, world: World, stop: StopFlag, for
         world=world,
         members=open_members(cfg.data.weights),
         locate_in=locate_in,
+        max_mapped=MAX_MAPPED,
         checkpoints_dir=checkpoints_dir(cfg, run_dir),
         stop=stop,
         formatter=formatter,

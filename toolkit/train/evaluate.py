@@ -9,6 +9,8 @@ from toolkit.data.stream import Locate
 from toolkit.monitor import metrics
 from toolkit.train.engine import Engine, batch_shape
 
+_MAX_MAPPED = 64  # shards of validation are few, and read in order
+
 
 class Validation:
     """Reads the first samples of each dataset's validation split in the order of the corpus.
@@ -20,7 +22,9 @@ class Validation:
     def __init__(
         self, cfg: RunConfig, members: Sequence[Member], *, locate_in: Callable[[str], Locate], replica: int
     ) -> None:
-        streams = open_streams(members, "validation", seq_len=cfg.data.seq_len, locate_in=locate_in)
+        streams = open_streams(
+            members, "validation", seq_len=cfg.data.seq_len, locate_in=locate_in, max_mapped=_MAX_MAPPED
+        )
         self._members = tuple(members)
         self._loaders = [
             StepLoader(

@@ -59,6 +59,8 @@ class Surroundings:
     """The datasets that are read."""
     locate_in: Callable[[str], Locate]
     """Finds the shards of a dataset on this node."""
+    max_mapped: int
+    """Shards that this rank may keep mapped."""
     checkpoints_dir: Path
     stop: StopFlag
     formatter: RankFormatter
@@ -148,7 +150,13 @@ class Training:
     def _open_loader(self) -> PrefetchingLoader:
         data, members = self.cfg.data, self.around.members
         loader = StepLoader(
-            open_streams(members, "train", seq_len=data.seq_len, locate_in=self.around.locate_in),
+            open_streams(
+                members,
+                "train",
+                seq_len=data.seq_len,
+                locate_in=self.around.locate_in,
+                max_mapped=self.around.max_mapped,
+            ),
             shares=[member.share for member in members],
             seq_len=data.seq_len,
             batch=batch_shape(self.cfg),

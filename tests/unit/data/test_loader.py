@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.dataset import make_dataset
 from toolkit.data.loader import PrefetchingLoader, StepLoader, open_streams
+from toolkit.data.manifest import ShardEntry
 from toolkit.data.mixture import count_dealt, open_members
 from toolkit.data.shard import write_shard
 from toolkit.data.stream import TokenStream, locate_in
@@ -119,6 +120,33 @@ def test_every_sample_of_every_dataset_is_read_once_an_epoch(data: st.DataObject
             assert set(times) <= {count // per_epoch, -(-count // per_epoch)}
 
 
+@given(st.data())
+@settings(max_examples=20, deadline=None)
+def test_a_cache_is_told_of_shards_in_the_order_of_their_first_use(data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        case = data.draw(cases(Path(directory)))
+        loader = case.loader(replicas=1, micro_batch=1)
+        step = data.draw(st.integers(0, 20))
+        ahead = loader.shards_ahead(step)
+        firsts: list[list[int]] = [[] for _ in case.streams]
+        for number in range(step, step + 3):
+            for member, sample in zip(*(found.tolist() for found in loader.choose(number, replica=0)), strict=True):
+                firsts[member].append(sample * case.seq_len)
+        for entries, stream, starts in zip(ahead, case.streams, firsts, strict=True):
+            corpus = stream.shards_from(0, seq_len=1)
+            assert Counter(entries) == Counter(stream.shards_of(np.arange(0), seq_len=1))
+            used = [first_shard(corpus, start) for start in starts]
+            assert list(dict.fromkeys(used)) == [entry for entry in entries if entry in used]
+
+
+def first_shard(corpus: tuple[ShardEntry, ...], start: int) -> ShardEntry:
+    for entry in corpus:
+        if start < entry.num_tokens:
+            return entry
+        start -= entry.num_tokens
+    raise AssertionError("beyond the end")
+
+
 @pytest.fixture(scope="module")
 def loader(tmp_path_factory: pytest.TempPathFactory) -> StepLoader:
     dataset, _ = make_dataset(tmp_path_factory.mktemp("loader"))
@@ -127,7 +155,7 @@ def loader(tmp_path_factory: pytest.TempPathFactory) -> StepLoader:
 
 def make_loader(dataset: Path, *, document_end: int | None = None) -> StepLoader:
     return StepLoader(
-        open_streams(open_members({str(dataset): 1.0}), "train", seq_len=32, locate_in=locate_in),
+        open_streams(open_members({str(dataset): 1.0}), "train", seq_len=32, locate_in=locate_in, max_mapped=9),
         shares=[1.0],
         seq_len=32,
         batch=BatchShape(samples_per_step=16, micro_batch=4, replicas=2),
@@ -174,7 +202,7 @@ def test_a_member_without_a_whole_sample_is_named(tmp_path: Path) -> None:
     members = open_members({str(dataset): 1.0})
     text = f"the train split of {dataset} has {manifest.num_tokens('train')} tokens"
     with pytest.raises(DataError, match=text):
-        open_streams(members, "train", seq_len=10**6, locate_in=locate_in)
+        open_streams(members, "train", seq_len=10**6, locate_in=locate_in, max_mapped=9)
 
 
 def test_documents_are_numbered_and_the_first_token_of_the_next_is_not_learned(tmp_path: Path) -> None:
