@@ -7,7 +7,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from toolkit.data.tokens import Preparation, prepare
+from toolkit.data.preparation import Preparation
+from toolkit.data.tokens import prepare
 from toolkit.errors import ToolkitError
 
 

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from toolkit.data.tokens import train_tokenizer
+from toolkit.data.tokenizer import train_tokenizer
 from toolkit.errors import ToolkitError
 
 

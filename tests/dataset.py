@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 from toolkit.data.manifest import Manifest
-from toolkit.data.tokens import Preparation, prepare, train_tokenizer
+from toolkit.data.preparation import Preparation
+from toolkit.data.tokenizer import train_tokenizer
+from toolkit.data.tokens import prepare
 
 WORDS = [
     "the",

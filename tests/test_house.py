@@ -18,8 +18,9 @@ DOORS = {
     "wandb": ["monitor/sinks.py"],
     "tensorboard": ["monitor/sinks.py"],
     "fsspec": ["remote.py"],
-    "datasets": ["data/sources.py"],
-    "tokenizers": ["data/tokens.py"],
+    "datasets": ["data/hub.py"],
+    "tokenizers": ["data/tokenizer.py", "data/engines.py"],
+    "gigatoken": ["data/engines.py"],
 }
 LOGIN_MODULES = [
     "toolkit.cli.main",

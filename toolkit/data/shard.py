@@ -1,12 +1,14 @@
 """One file of tokens: an Arrow stream that `datasets` opens and that is read in place as a flat array."""
 
-import os
-from collections.abc import Iterable
+import io
+from collections.abc import Sequence
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import xxhash
 
 from toolkit import storage
 from toolkit.data.manifest import ShardEntry
@@ -18,42 +20,54 @@ MAX_TOKENS = 2**31 - 1  # offsets of an Arrow list are int32
 _COLUMN = "input_ids"
 
 
-def write_shard(path: Path, documents: Iterable[npt.ArrayLike], *, dtype: str, name: str) -> ShardEntry:
-    """Write documents as the rows of one record batch, fsynced, then renamed into place.
+class _HashedFile(io.RawIOBase):
+    """Counts and hashes what passes on its way to a file, so that nothing is read again for its checksum."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.digest = xxhash.xxh3_128()
+        self.num_bytes = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        self.num_bytes += len(data)
+        self._file.write(data)
+        return len(data)
+
+
+def write_tokens(url: str, tokens: Tokens, offsets: npt.NDArray[np.int64], *, name: str) -> ShardEntry:
+    """Write documents as the rows of one record batch, beside and renamed into place.
 
     Args:
-        path: the file.
-        documents: token ids, one array a document.
-        dtype: `uint16` or `uint32`.
+        url: the file.
+        tokens: uint16 or uint32 [num_tokens]; written from where it is, not copied.
+        offsets: [num_documents + 1], where documents begin; the first is 0, the last is num_tokens.
         name: the path that the manifest gives it.
-
-    Raises:
-        DataError: an id does not fit the dtype.
     """
-    arrays = [np.asarray(document) for document in documents]
-    lengths = np.fromiter((len(array) for array in arrays), dtype=np.int64, count=len(arrays))
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    assert offsets[-1] <= MAX_TOKENS, f"{offsets[-1]} tokens are too many for one shard"
-    flat = np.concatenate(arrays) if arrays else np.empty(0, dtype=dtype)
-    if len(flat) and (flat.min() < 0 or flat.max() > np.iinfo(dtype).max):
-        raise DataError(f"{path}: token id {flat.max()} does not fit {dtype}\n  use a tokenizer with fewer ids")
-    column = pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(flat.astype(dtype)))
+    assert len(tokens) == offsets[-1] <= MAX_TOKENS, f"{len(tokens)} tokens, offsets up to {offsets[-1]}"
+    column = pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(tokens))
     batch = pa.record_batch([column], names=[_COLUMN])
-    partial = path.with_name(path.name + ".partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with partial.open("wb") as file:
-        with pa.ipc.new_stream(file, batch.schema) as writer:
+    with storage.write_beside(url) as file:
+        hashed = _HashedFile(file)
+        with pa.ipc.new_stream(hashed, batch.schema) as writer:
             writer.write_batch(batch)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(path)
     return ShardEntry(
         path=name,
-        num_tokens=int(offsets[-1]),
-        num_documents=len(arrays),
-        num_bytes=path.stat().st_size,
-        xxh3=storage.checksum(str(path)),
+        num_tokens=len(tokens),
+        num_documents=len(offsets) - 1,
+        num_bytes=hashed.num_bytes,
+        xxh3=hashed.digest.hexdigest(),
     )
+
+
+def write_shard(path: Path, documents: Sequence[npt.ArrayLike], *, dtype: str, name: str) -> ShardEntry:
+    """Write a list of documents, each an array of ids; see `write_tokens`."""
+    offsets = np.cumsum([0, *(np.size(document) for document in documents)], dtype=np.int64)
+    flat = np.concatenate(documents) if documents else np.empty(0)
+    return write_tokens(str(path), flat.astype(dtype), offsets, name=name)
 
 
 class Shard:

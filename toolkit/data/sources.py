@@ -1,35 +1,43 @@
-"""Documents out of JSONL (also .gz, .zst), Parquet, text files and Hugging Face datasets."""
+"""Which inputs there are, what each is, and their documents one after the other."""
 
-import gzip
-import io
-import json
-import logging
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import IO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import zstandard
+import xxhash
 
 from toolkit import storage
-from toolkit.errors import DataError, StorageError
+from toolkit.data import hub
+from toolkit.data.readers import HUB, ROWS, SUFFIXES, TEXT, Piece, Reading, kind_of, read_batches
+from toolkit.errors import DataError
 
-log = logging.getLogger(__name__)
+_SAMPLE_BYTES = 64 << 10
+_SAMPLES = 4  # head, tail and two between
+_AT_ONCE = 16  # a remote file system answers many questions at once
 
-HUB_PREFIX = "datasets:"
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Input:
+    """One input and its identity: size and the checksum of samples, so that a terabyte is not read twice."""
+
+    path: str
+    num_bytes: int
+    sampled_xxh3: str
+    row_groups: tuple[tuple[int, int], ...] = ()
+    """Of Parquet: rows and bytes of each group."""
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text and where it stands: `FILE:LINE`, `FILE:row N`, or a file."""
+    """One text and where it stands: a file, `NAME:row N`, or the byte of JSONL that it goes up to."""
 
     text: str
     origin: str
 
 
-def find_inputs(names: list[str]) -> list[str]:
+def find_inputs(names: Sequence[str]) -> list[str]:
     """Expand directories to the files below them; keep files and `datasets:` names as they are.
 
     Raises:
@@ -37,17 +45,43 @@ def find_inputs(names: list[str]) -> list[str]:
     """
     found: list[str] = []
     for name in names:
-        if name.startswith(HUB_PREFIX):
+        if name.startswith(hub.PREFIX):
             found.append(name)
             continue
-        files = [file for file in storage.list_files(name) if _reader(file)] if storage.exists(name) else []
+        files = [file for file in storage.list_files(name) if kind_of(file)] if storage.exists(name) else []
         if not files:
-            known = ", ".join(suffix for suffix, _ in _READERS)
+            known = ", ".join(SUFFIXES)
             raise DataError(
                 f"{name}: no text found\n  a file or directory with {known}, or datasets:NAME\n  check the path"
             )
         found.extend(files)
     return found
+
+
+def identify_inputs(names: Sequence[str], *, column: str) -> list[Input]:
+    """Look at each input.
+
+    Raises:
+        DataError: it is not what its name says.
+    """
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return list(pool.map(lambda name: identify(name, column=column), names))
+
+
+def identify(name: str, *, column: str) -> Input:
+    """Look at an input: its size, samples of its content and, of Parquet, its row groups."""
+    if kind_of(name) == HUB:
+        rows = hub.open_rows(name, column=column)
+        return Input(path=name, num_bytes=rows.data.nbytes, sampled_xxh3=f"{len(rows)} rows")
+    num_bytes = storage.size(name)
+    digest = xxhash.xxh3_128()
+    with storage.open_file(name, "rb") as file:
+        last = max(0, num_bytes - _SAMPLE_BYTES)
+        for number in range(_SAMPLES):
+            file.seek(last * number // (_SAMPLES - 1))
+            digest.update(file.read(_SAMPLE_BYTES))
+        groups = _row_groups(name, file) if kind_of(name) == ROWS else ()
+    return Input(path=name, num_bytes=num_bytes, sampled_xxh3=digest.hexdigest(), row_groups=groups)
 
 
 def read_documents(name: str, *, column: str) -> Iterator[Document]:
@@ -60,99 +94,22 @@ def read_documents(name: str, *, column: str) -> Iterator[Document]:
     Raises:
         DataError: broken record, missing column, wrong encoding, truncated file; with file and line.
     """
-    read = _read_hub if name.startswith(HUB_PREFIX) else _reader(name)
-    assert read is not None, f"{name} was not found by find_inputs"
-    for document in read(name, column):
-        if document.text:
-            yield document
+    for batch in read_batches(Piece(path=name), reading=Reading(column=column)):
+        for text, end in zip(batch.texts, batch.ends, strict=True):
+            yield Document(text.decode(), _name_origin(name, end))
 
 
-def _read_jsonl(name: str, column: str) -> Iterator[Document]:
-    line_number = 0
+def _name_origin(name: str, end: int) -> str:
+    kind = kind_of(name)
+    if kind == TEXT:
+        return name
+    return f"{name}:row {end - 1}" if kind in {ROWS, HUB} else f"{name} up to byte {end}"
+
+
+def _row_groups(name: str, file: object) -> tuple[tuple[int, int], ...]:
     try:
-        with _open(name) as lines:
-            for line_number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield _parse(line, f"{name}:{line_number}", column)
-    except (EOFError, zlib.error, gzip.BadGzipFile, zstandard.ZstdError) as error:
-        raise DataError(f"{name} is cut off or damaged after line {line_number}: {error}\n  copy it again") from error
-
-
-def _parse(line: bytes, origin: str, column: str) -> Document:
-    try:
-        record = json.loads(line)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{origin} is not UTF-8 (byte {error.start} of the line)\n  convert the file") from error
-    except ValueError as error:
-        raise DataError(f"{origin} is no JSON: {error}\n  each line must be one JSON object") from error
-    if not isinstance(record, dict) or not isinstance(record.get(column), str):
-        fields = ", ".join(record) if isinstance(record, dict) else type(record).__name__
-        raise DataError(f"{origin} has no text in field {column!r}; it has: {fields}\n  name the field: --column FIELD")
-    return Document(record[column], origin)
-
-
-def _open(name: str) -> IO[bytes]:
-    raw = storage.open_file(name, "rb")
-    if name.endswith(".gz"):
-        return gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]
-    if name.endswith(".zst"):
-        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw))
-    return raw
-
-
-def _read_parquet(name: str, column: str) -> Iterator[Document]:
-    try:
-        with storage.open_file(name, "rb") as raw:
-            file = pq.ParquetFile(raw)
-            if column not in file.schema_arrow.names:
-                names = ", ".join(file.schema_arrow.names)
-                raise DataError(f"{name} has no column {column!r}; it has: {names}\n  name the column: --column NAME")
-            row = 0
-            for batch in file.iter_batches(columns=[column]):
-                for text in batch.column(0).to_pylist():
-                    yield Document(text or "", f"{name}:row {row}")
-                    row += 1
-    except (pa.ArrowInvalid, StorageError) as error:
+        metadata = pq.ParquetFile(file).metadata
+    except pa.ArrowException as error:
         raise DataError(f"{name} is no Parquet file, or a damaged one: {str(error).splitlines()[0]}") from error
-
-
-def _read_text(name: str, column: str) -> Iterator[Document]:
-    with storage.open_file(name, "rb") as file:
-        data = file.read()
-    try:
-        yield Document(data.decode("utf-8"), name)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{name} is not UTF-8 (byte {error.start})\n  convert the file") from error
-
-
-def _read_hub(name: str, column: str) -> Iterator[Document]:
-    import datasets  # deferred: costs 1.3 s and only this source needs it  # noqa: PLC0415
-
-    path, _, rest = name.removeprefix(HUB_PREFIX).partition(":")
-    config, _, split = rest.partition(":")
-    try:
-        rows = datasets.load_dataset(path, config or None, split=split or "train")
-    except Exception as error:  # the library raises of everything
-        raise DataError(
-            f"{name} cannot be loaded: {error}\n  check the name; compute nodes may have no network"
-        ) from error
-    if column not in rows.column_names:
-        raise DataError(f"{name} has no column {column!r}; it has: {', '.join(rows.column_names)}\n  use --column NAME")
-    for number, row in enumerate(rows):
-        yield Document(row[column] or "", f"{name}:row {number}")
-
-
-_Reader = Callable[[str, str], Iterator[Document]]
-_READERS: tuple[tuple[str, _Reader], ...] = (
-    (".jsonl", _read_jsonl),
-    (".jsonl.gz", _read_jsonl),
-    (".jsonl.zst", _read_jsonl),
-    (".parquet", _read_parquet),
-    (".txt", _read_text),
-    (".md", _read_text),
-    (".rst", _read_text),
-)
-
-
-def _reader(name: str) -> _Reader | None:
-    return next((reader for suffix, reader in _READERS if name.endswith(suffix)), None)
+    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+    return tuple((group.num_rows, group.total_byte_size) for group in groups)

@@ -1,99 +1,59 @@
-"""Documents -> token shards + manifest, with Hugging Face's `tokenizers` as the engine."""
+"""Documents -> token shards + manifest: span by span, by any number of processes, from where it was killed."""
 
-import hashlib
-import itertools
+import functools
 import json
 import logging
-import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from toolkit import storage
 from toolkit.data import manifest as manifests
-from toolkit.data.manifest import Manifest, ShardEntry, TokenizerIdentity
-from toolkit.data.shard import write_shard
-from toolkit.data.sources import Document, find_inputs, read_documents
+from toolkit.data.engines import AUTO, FAST, RECORD, Engine, EnginesDifferError, load_engine
+from toolkit.data.manifest import Manifest, read_manifest, write_manifest
+from toolkit.data.preparation import PLAN, Plan, Preparation, check_inputs, find_finished, make_plan, read_plan, start
+from toolkit.data.spans import Span
+from toolkit.data.workers import Report, run_tasks
+from toolkit.data.writer import RECORDS, SPLITS, Counts, Record, read_counts, read_record, write_span
 from toolkit.errors import DataError
 
 log = logging.getLogger(__name__)
 
-END_OF_TEXT = "<|endoftext|>"
-_BATCH = 1024  # documents an encoding call: enough for all cores, bounded memory
+_DISTRUST = "distrust.json"  # there when gigatoken was caught: what it did is done again
+_CORPUS = "corpus.json"  # what filtering and deduplication wrote beside their output
+_AT_ONCE = 16
+_LISTED = 1000  # skipped records in a manifest; all are counted
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Preparation:
-    """What is asked for; two equal ones give byte-identical datasets."""
+class Progress:
+    """How far an unfinished dataset is; bytes are those of the inputs, as estimated from their sizes."""
 
-    inputs: tuple[str, ...]
-    tokenizer: str
-    column: str = "text"
-    validation: float = 0.01
-    """Part of the documents that goes to the validation split."""
-    split_by: str = "hash"
-    """`hash`: a document's text decides, so it stays where it is when the corpus grows; `index`: every n-th."""
-    tokens_per_shard: int = 100_000_000
-    licence: str = ""
+    num_spans: int
+    num_spans_done: int
+    num_bytes: int
+    num_bytes_done: int
+    num_tokens: int
+    num_documents: int
+    num_skipped: int
 
 
-def load_tokenizer(name: str) -> Any:
-    """Load a tokenizer: a tokenizer.json, a directory with one (also a URL), or a name on the Hub.
+def prepare(
+    asked: Preparation, out: str | Path, *, engine: str = AUTO, jobs: int = 1, report: Report | None = None
+) -> tuple[Manifest, bool]:
+    """Make a token dataset, go on with one that was begun, or find that it is there already.
 
-    Raises:
-        DataError: it cannot be had.
-    """
-    import tokenizers  # deferred: only preparation and sampling need it  # noqa: PLC0415
-
-    path = Path(name) / manifests.TOKENIZER_NAME if Path(name).is_dir() else Path(name)
-    try:
-        if not storage.is_local(name):
-            url = name if name.endswith(".json") else storage.join(name, manifests.TOKENIZER_NAME)
-            return tokenizers.Tokenizer.from_str(storage.read_file(url).decode())
-        if path.is_file():
-            return tokenizers.Tokenizer.from_file(str(path))
-        return tokenizers.Tokenizer.from_pretrained(name)
-    except Exception as error:  # the library raises plain Exception
-        raise DataError(
-            f"tokenizer {name} cannot be loaded: {str(error).splitlines()[0]}\n"
-            "  it must be a tokenizer.json, a directory with one, or a name on the Hub\n"
-            "  make one: python data_prep/train_tokenizer.py TEXT --vocab-size 4096 --out tokenizer.json"
-        ) from error
-
-
-def train_tokenizer(inputs: Sequence[str], *, column: str, vocab_size: int, path: Path) -> int:
-    """Train a byte-level BPE on texts, write it, and give its real vocabulary size.
-
-    Source: Radford et al. 2019 (GPT-2), byte-level BPE.
-    """
-    import tokenizers  # deferred: see load_tokenizer  # noqa: PLC0415
-    from tokenizers import decoders, models, pre_tokenizers, trainers  # noqa: PLC0415
-
-    tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    documents = _read_all(find_inputs(list(inputs)), column=column)
-    tokenizer.train_from_iterator((document.text for document in documents), trainer)
-    storage.write_atomic(str(path), tokenizer.to_str(pretty=False).encode())
-    return int(tokenizer.get_vocab_size())
-
-
-def prepare(asked: Preparation, out_dir: Path) -> tuple[Manifest, bool]:
-    """Make a token dataset, or find that it is there already.
-
-    Everything is written beside and renamed at the end, so a killed preparation leaves nothing that
-    looks whole.
+    Args:
+        asked: what to make.
+        out: directory or URL of the dataset. Until it is whole, it is `OUT.partial`.
+        engine: `auto`, `tokenizers` or `gigatoken`; the ids are the same.
+        jobs: processes.
+        report: told the bytes of text as they are done.
 
     Returns:
         The manifest, and whether it was made now.
@@ -101,164 +61,217 @@ def prepare(asked: Preparation, out_dir: Path) -> tuple[Manifest, bool]:
     Raises:
         DataError: bad input; or another dataset stands there already (the text says what differs).
     """
-    inputs = find_inputs(list(asked.inputs))
-    tokenizer = load_tokenizer(asked.tokenizer)
-    provenance = _provenance(asked, inputs, tokenizer)
-    if (out_dir / manifests.NAME).is_file():
-        found = manifests.read_manifest(str(out_dir))
-        _raise_different(out_dir, found.provenance, provenance)
+    plan = make_plan(asked)
+    found = find_finished(plan, str(out))
+    if found is not None:
         return found, False
-    partial = out_dir.with_name(out_dir.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    made = _write_dataset(asked, inputs, tokenizer, partial, provenance)
-    if out_dir.exists():
-        shutil.rmtree(out_dir)  # unfinished: it has no manifest
-    partial.rename(out_dir)
-    return made, True
+    partial_dir = start(plan, tokenizer=asked.tokenizer, out=str(out))
+    if not storage.exists(storage.join(partial_dir, manifests.NAME)):
+        run_spans(partial_dir, engine=engine, jobs=jobs, report=report)
+    return merge(partial_dir, str(out)), True
 
 
-def _write_dataset(
-    asked: Preparation, inputs: list[str], tokenizer: Any, target: Path, provenance: dict[str, Any]
-) -> Manifest:
-    identity = _identify(asked.tokenizer, tokenizer)
-    dtype = "uint16" if identity.vocab_size <= 2**16 else "uint32"
-    writers = {
-        name: _SplitWriter(target, name, dtype=dtype, vocab_size=identity.vocab_size, limit=asked.tokens_per_shard)
-        for name in ("train", "validation")
-    }
-    for name, ids in _encode(asked, inputs, tokenizer, identity.eos_id):
-        writers[name].add(ids)
-    for writer in writers.values():
-        writer.flush()
-        if not writer.entries:
-            raise DataError(
-                f"the {writer.name} split is empty\n  it needs documents\n  give more text, or another --validation"
-            )
-    (target / manifests.TOKENIZER_NAME).write_text(tokenizer.to_str(pretty=False), encoding="utf-8")
-    _describe_for_datasets(target, writers.values(), dtype)
-    made = Manifest(
-        dtype=dtype,
-        tokenizer=identity,
-        splits={name: tuple(writer.entries) for name, writer in writers.items()},
-        unigram_loss=unigram_loss(writers["train"].counts, writers["validation"].counts),
-        provenance=provenance,
+def run_spans(
+    partial_dir: str,
+    *,
+    task: int = 0,
+    num_tasks: int = 1,
+    engine: str = AUTO,
+    jobs: int = 1,
+    report: Report | None = None,
+) -> None:
+    """Work on each `num_tasks`-th span from `task` on, with what is done already left as it is.
+
+    Who works on a span, and in how many goes, does not change a byte of the result.
+
+    Raises:
+        DataError: bad input.
+    """
+    assert 0 <= task < num_tasks, f"task {task} of {num_tasks}"
+    spans = read_plan(partial_dir).spans[task::num_tasks]
+    while todo := _find_open(partial_dir, spans):  # more than once only where gigatoken was caught
+        num_workers = min(jobs, len(todo))
+        work = functools.partial(_run_span, partial_dir=partial_dir, engine=engine, parallel=num_workers < jobs)
+        run_tasks(todo, work, num_workers=num_workers, report=report or _ignore)
+
+
+def progress(partial_dir: str) -> Progress:
+    """Tell how far an unfinished dataset is."""
+    spans = read_plan(partial_dir).spans
+    pairs = list(zip(spans, _read_records(partial_dir, spans), strict=True))
+    done = [(span, record) for span, record in pairs if record is not None]
+    return Progress(
+        num_spans=len(spans),
+        num_spans_done=sum(record.is_done for _, record in done),
+        num_bytes=sum(span.num_bytes for span in spans),
+        num_bytes_done=sum(span.num_bytes if record.is_done else record.num_text_bytes for span, record in done),
+        num_tokens=sum(entry.num_tokens for _, record in done for split in SPLITS for entry in record.shards[split]),
+        num_documents=sum(record.num_documents for _, record in done),
+        num_skipped=sum(record.num_skipped for _, record in done),
     )
-    manifests.write_manifest(str(target), made)
-    return made
 
 
-def unigram_loss(train_counts: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> float:
+def merge(partial_dir: str, out: str) -> Manifest:
+    """Write the manifest of a dataset whose spans are all done, and give it its name.
+
+    Raises:
+        DataError: spans are not done, or a split is empty.
+    """
+    if not storage.exists(storage.join(partial_dir, manifests.NAME)):
+        plan = read_plan(partial_dir)
+        missing = [str(span.number) for span in _find_open(partial_dir, plan.spans)]
+        if missing:
+            raise DataError(
+                f"{partial_dir}: {len(missing)} of {len(plan.spans)} spans are not done: {', '.join(missing[:10])}\n"
+                "  start the same command again: it goes on where it was"
+            )
+        records = [record for record in _read_records(partial_dir, plan.spans) if record is not None]
+        made = _make_manifest(partial_dir, plan, records)
+        _remove_strays(partial_dir, made)
+        _describe_for_datasets(partial_dir, made)
+        write_manifest(partial_dir, made)
+    for name in (RECORDS, _DISTRUST, PLAN):
+        storage.remove_tree(storage.join(partial_dir, name))
+    storage.rename(partial_dir, out)
+    return read_manifest(out)
+
+
+def unigram_loss(train_counts: Counts, counts: Counts) -> float:
     """Average over `counts` the nats of guessing by the add-one smoothed frequencies of `train_counts`."""
     smoothed = train_counts + 1.0
     return float(-(counts * np.log(smoothed / smoothed.sum())).sum() / counts.sum())
 
 
-@dataclass(slots=True)
-class _SplitWriter:
-    target: Path
-    name: str
-    dtype: str
-    vocab_size: int
-    limit: int
-    entries: list[ShardEntry] = field(default_factory=list)
-    counts: npt.NDArray[np.int64] = field(init=False)
-    _pending: list[npt.NDArray[np.uint32]] = field(default_factory=list)
-    _pending_tokens: int = 0
-
-    def __post_init__(self) -> None:
-        self.counts = np.zeros(self.vocab_size, dtype=np.int64)
-
-    def add(self, ids: npt.NDArray[np.uint32]) -> None:
-        if self._pending and self._pending_tokens + len(ids) > self.limit:
-            self.flush()
-        self._pending.append(ids)
-        self._pending_tokens += len(ids)
-        self.counts += np.bincount(ids, minlength=self.vocab_size)
-
-    def flush(self) -> None:
-        if not self._pending:
-            return
-        name = f"{self.name}/{len(self.entries):05d}.arrow"
-        self.entries.append(write_shard(self.target / name, self._pending, dtype=self.dtype, name=name))
-        self._pending, self._pending_tokens = [], 0
+def _ignore(num_bytes: int) -> None:
+    """Take a report of progress that nobody wants."""
 
 
-def _encode(
-    asked: Preparation, inputs: list[str], tokenizer: Any, eos_id: int
-) -> Iterator[tuple[str, npt.NDArray[np.uint32]]]:
-    numbered = enumerate(_read_all(inputs, column=asked.column))
-    while batch := list(itertools.islice(numbered, _BATCH)):
-        encodings = tokenizer.encode_batch_fast([document.text for _, document in batch], add_special_tokens=False)
-        for (number, document), encoding in zip(batch, encodings, strict=True):
-            yield _side(asked, document, number), np.array([*encoding.ids, eos_id], dtype=np.uint32)
+def _run_span(span: Span, report: Report, *, partial_dir: str, engine: str, parallel: bool) -> None:
+    """Work on a span; the first process to catch gigatoken tells all others."""
+    plan = _read_plan_once(partial_dir)
+    check_inputs(plan, {piece.path for piece in span.pieces})
+    record = read_record(partial_dir, span.number)
+    is_distrusted = _is_distrusted(partial_dir)
+    encoder = _load_engine_once(partial_dir, RECORD if is_distrusted else engine, parallel=parallel)
+    if record is None or (is_distrusted and record.engine == FAST):
+        record = Record(span=span.number, engine=encoder.name)
+    elif encoder.name == FAST:
+        record.engine = FAST
+    left = span.num_bytes - record.num_text_bytes
+
+    def count_down(num_bytes: int) -> None:
+        nonlocal left
+        left -= num_bytes
+        report(num_bytes)
+
+    try:
+        write_span(partial_dir, span, record, rules=plan.rules, engine=encoder, report=count_down)
+    except EnginesDifferError as error:
+        if engine == FAST:
+            raise DataError(f"{error}\n  {RECORD} is right by definition\n  use --engine auto") from error
+        log.warning("%s: what %s made is made again with %s", error, FAST, RECORD)
+        storage.write_atomic(storage.join(partial_dir, _DISTRUST), json.dumps({"reason": str(error)}).encode())
+    else:
+        report(left)  # the size of an input is not that of its text
 
 
-def _side(asked: Preparation, document: Document, number: int) -> str:
-    """Choose the split of a document: 64 bits of its text's hash, or its place in the corpus."""
-    if asked.split_by == "hash":
-        digest = hashlib.sha256(document.text.encode("utf-8", "surrogatepass")).digest()
-        return "validation" if int.from_bytes(digest[:8], "big") < asked.validation * 2**64 else "train"
-    return "validation" if number % max(1, round(1 / asked.validation)) == 0 else "train"
+@functools.lru_cache(maxsize=1)
+def _read_plan_once(partial_dir: str) -> Plan:
+    return read_plan(partial_dir)
 
 
-def _read_all(inputs: list[str], *, column: str) -> Iterator[Document]:
-    return itertools.chain.from_iterable(read_documents(name, column=column) for name in inputs)
+@functools.lru_cache(maxsize=2)
+def _load_engine_once(partial_dir: str, name: str, *, parallel: bool) -> Engine:
+    with storage.open_file(storage.join(partial_dir, manifests.TOKENIZER_NAME), "rb") as file:
+        return load_engine(file.read().decode(), name=name, parallel=parallel)
 
 
-def _identify(name: str, tokenizer: Any) -> TokenizerIdentity:
-    eos_ids = [tokenizer.token_to_id(token) for token in (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>")]
-    eos_id = next((token_id for token_id in eos_ids if token_id is not None), None)
-    if eos_id is None:
-        raise DataError(f"tokenizer {name} has no end-of-text token\n  one of {END_OF_TEXT}, </s> must be in it")
-    return TokenizerIdentity(
-        name=Path(name).name,
-        vocab_size=tokenizer.get_vocab_size(),
-        eos_id=eos_id,
-        sha256=hashlib.sha256(tokenizer.to_str(pretty=False).encode()).hexdigest(),
+def _is_distrusted(partial_dir: str) -> bool:
+    return storage.exists(storage.join(partial_dir, _DISTRUST))
+
+
+def _find_open(partial_dir: str, spans: Sequence[Span]) -> list[Span]:
+    """Find the spans that are not done, or were done by an engine that was caught since."""
+    is_distrusted = _is_distrusted(partial_dir)
+    records = zip(spans, _read_records(partial_dir, spans), strict=True)
+    return [
+        span
+        for span, record in records
+        if record is None or not record.is_done or (is_distrusted and record.engine == FAST)
+    ]
+
+
+def _read_records(partial_dir: str, spans: Sequence[Span]) -> list[Record | None]:
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return list(pool.map(lambda span: read_record(partial_dir, span.number), spans))
+
+
+def _make_manifest(partial_dir: str, plan: Plan, records: Sequence[Record]) -> Manifest:
+    counts = np.zeros((len(SPLITS), plan.tokenizer.vocab_size), dtype=np.int64)
+    for record in records:
+        counts += read_counts(partial_dir, record, vocab_size=plan.tokenizer.vocab_size)
+    splits = {split: tuple(entry for record in records for entry in record.shards[split]) for split in SPLITS}
+    for split, entries in splits.items():
+        if not entries:
+            raise DataError(
+                f"the {split} split is empty\n  it needs documents\n  give more text, or another --validation"
+            )
+    train, validation = counts
+    return Manifest(
+        dtype=plan.rules.dtype,
+        tokenizer=plan.tokenizer,
+        splits=splits,
+        unigram_loss=unigram_loss(train, validation),
+        provenance={
+            "plan": plan.describe(),
+            "engines": {name: version(name) for name in sorted({RECORD, *(record.engine for record in records)})},
+            "texts_xxh3": [record.text_xxh3 for record in records],
+            "num_text_bytes": sum(record.num_text_bytes for record in records),
+            "num_empty": sum(record.num_empty for record in records),
+            "num_skipped": sum(record.num_skipped for record in records),
+            "skipped": [asdict(broken) for record in records for broken in record.skipped][:_LISTED],
+            "corpus": _read_corpora(plan),
+        },
     )
 
 
-def _provenance(asked: Preparation, inputs: list[str], tokenizer: Any) -> dict[str, Any]:
-    options = {key: value for key, value in asdict(asked).items() if key not in {"inputs", "tokenizer"}}
-    files = [{"path": name, **_stamp(name)} for name in inputs]
-    return {
-        "inputs": files,
-        "options": options,
-        "tokenizer": _identify(asked.tokenizer, tokenizer).sha256,
-        "tokenizers": version("tokenizers"),
-    }
+def _read_corpora(plan: Plan) -> dict[str, Any]:
+    """Read what was removed from the inputs and why, where that lies beside them."""
+    found = {}
+    for folder in sorted({item.path.rpartition("/")[0] for item in plan.inputs}):
+        url = storage.join(folder, _CORPUS)
+        if storage.exists(url):
+            with storage.open_file(url, "rb") as file:
+                found[folder] = json.loads(file.read())
+    return found
 
 
-def _stamp(name: str) -> dict[str, Any]:
-    return {} if name.startswith("datasets:") else {"bytes": storage.size(name), "xxh3": storage.checksum(name)}
+def _remove_strays(partial_dir: str, made: Manifest) -> None:
+    """Delete what killed processes left: half files, and shards after the last record."""
+    kept = {entry.path for split in SPLITS for entry in made.splits[split]}
+    for split in SPLITS:
+        for file in storage.list_files(storage.join(partial_dir, split)):
+            if f"{split}/{file.rpartition('/')[2]}" not in kept:
+                storage.remove_tree(file)
 
 
-def _raise_different(out_dir: Path, then: Any, now: dict[str, Any]) -> None:
-    differing = [key for key in ("inputs", "options", "tokenizer") if then.get(key) != now[key]]
-    if differing:
-        raise DataError(
-            f"{out_dir} was made from other {', '.join(differing)}\n"
-            "  a finished dataset is never changed: runs may read it\n"
-            f"  choose another --out, or delete {out_dir}"
-        )
-
-
-def _describe_for_datasets(target: Path, writers: Iterable[_SplitWriter], dtype: str) -> None:
+def _describe_for_datasets(partial_dir: str, made: Manifest) -> None:
     """Write the small files by which `datasets.load_from_disk` opens the directory."""
-    features = {"input_ids": {"feature": {"dtype": dtype, "_type": "Value"}, "_type": "List"}}
-    for writer in writers:
-        folder = target / writer.name
+    features = {"input_ids": {"feature": {"dtype": made.dtype, "_type": "Value"}, "_type": "List"}}
+
+    def write(name: str, content: dict[str, Any]) -> None:
+        storage.write_atomic(storage.join(partial_dir, name), json.dumps(content, indent=1).encode())
+
+    for split, entries in made.splits.items():
         state: dict[str, Any] = {
-            "_data_files": [{"filename": Path(entry.path).name} for entry in writer.entries],
-            "_fingerprint": writer.entries[0].xxh3[:16],
+            "_data_files": [{"filename": entry.path.rpartition("/")[2]} for entry in entries],
+            "_fingerprint": entries[0].xxh3[:16],
             "_format_columns": None,
             "_format_kwargs": {},
             "_format_type": None,
             "_output_all_columns": False,
-            "_split": writer.name,
+            "_split": split,
         }
-        (folder / "state.json").write_text(json.dumps(state, indent=1), encoding="utf-8")
-        (folder / "dataset_info.json").write_text(json.dumps({"features": features}, indent=1), encoding="utf-8")
-    names = json.dumps({"splits": [writer.name for writer in writers]})
-    (target / "dataset_dict.json").write_text(names, encoding="utf-8")
+        write(f"{split}/state.json", state)
+        write(f"{split}/dataset_info.json", {"features": features})
+    write("dataset_dict.json", {"splits": list(made.splits)})

@@ -8,7 +8,7 @@ from toolkit.checkpoint import layout
 from toolkit.checkpoint.reader import TensorReader
 from toolkit.config.schema import RunConfig
 from toolkit.data.manifest import TOKENIZER_NAME, read_manifest
-from toolkit.data.tokens import load_tokenizer
+from toolkit.data.tokenizer import load_tokenizer
 from toolkit.errors import CheckpointError
 from toolkit.model.llama import Llama
 

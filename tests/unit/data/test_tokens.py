@@ -10,9 +10,11 @@ import pytest
 
 from tests.dataset import make_dataset, make_texts, write_jsonl
 from toolkit.data.manifest import Manifest, check_sizes, read_manifest
+from toolkit.data.preparation import Preparation
 from toolkit.data.shard import Shard, verify_shard
 from toolkit.data.sources import find_inputs, read_documents
-from toolkit.data.tokens import Preparation, load_tokenizer, prepare, unigram_loss
+from toolkit.data.tokenizer import load_tokenizer
+from toolkit.data.tokens import prepare, unigram_loss
 from toolkit.errors import DataError
 
 
@@ -101,9 +103,9 @@ def test_an_id_beyond_the_vocabulary_is_found(made: tuple[Path, Manifest]) -> No
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", b'{"text": "x"}\n{broken\n', "a.jsonl:2 is no JSON"),
+        ("a.jsonl", b'{"text": "x"}\n{broken\n', r"a.jsonl:2 \(byte 14\) is no JSON"),
         ("b.jsonl", b'{"txt": "x"}\n', "no text in field 'text'; it has: txt"),
-        ("c.jsonl", b'{"text": "\xff"}\n', "c.jsonl:1 is not UTF-8"),
+        ("c.jsonl", b'{"text": "\xff"}\n', r"c.jsonl:1 \(byte 0\) is not UTF-8"),
         ("d.txt", b"ok \xff", "d.txt is not UTF-8 .byte 3"),
         ("e.jsonl.gz", b"\x1f\x8b\x08\x00 cut", "cut off or damaged"),
         ("f.parquet", b"PAR1 no", "no Parquet file"),

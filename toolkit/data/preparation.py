@@ -1,0 +1,198 @@
+"""What a token dataset is to be made from, and whether what stands there was made from the same."""
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from toolkit import storage
+from toolkit.data import manifest as manifests
+from toolkit.data.manifest import Manifest, TokenizerIdentity, read_manifest
+from toolkit.data.readers import Reading
+from toolkit.data.shard import MAX_TOKENS
+from toolkit.data.sources import Input, find_inputs, identify, identify_inputs
+from toolkit.data.spans import Span, choose_span_bytes, cut_spans
+from toolkit.data.tokenizer import identify_tokenizer, load_tokenizer
+from toolkit.data.writer import Rules
+from toolkit.errors import DataError
+
+PLAN = "plan.json"
+
+_SHOWN = 3  # differences in an error
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preparation:
+    """What is asked for; equal ones of equal inputs give byte-identical shards."""
+
+    inputs: tuple[str, ...]
+    tokenizer: str
+    column: str = "text"
+    validation: float = 0.01
+    """Part of the documents that goes to the validation split."""
+    split_by: str = "hash"
+    """`hash`: a document's text decides, so it stays when the corpus grows; `index`: every n-th."""
+    tokens_per_shard: int = 100_000_000
+    span_bytes: int | None = None
+    """Text that one process works on at a time; None: chosen from the size of the inputs."""
+    on_error: str = "stop"
+    """`stop` at a broken record, or `skip` it, count it and list it."""
+    max_record_bytes: int = 8 << 20
+    licence: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What an unfinished dataset is made from; only an equal one goes on with it."""
+
+    inputs: tuple[Input, ...]
+    options: Mapping[str, Any]
+    tokenizer: TokenizerIdentity
+
+    @property
+    def rules(self) -> Rules:
+        """How texts become shards."""
+        option = self.options
+        return Rules(
+            reading=Reading(
+                column=option["column"], on_error=option["on_error"], max_record_bytes=option["max_record_bytes"]
+            ),
+            validation=option["validation"],
+            split_by=option["split_by"],
+            tokens_per_shard=option["tokens_per_shard"],
+            vocab_size=self.tokenizer.vocab_size,
+            eos_id=self.tokenizer.eos_id,
+        )
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """The parts in which it is made."""
+        return cut_spans(self.inputs, span_bytes=self.options["span_bytes"])
+
+    def describe(self) -> dict[str, Any]:
+        """Give what must be equal, as JSON would."""
+        described: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return described
+
+
+def name_partial(out: str) -> str:
+    """Name the directory in which a dataset is made."""
+    return out.rstrip("/") + ".partial"
+
+
+def make_plan(asked: Preparation) -> Plan:
+    """Look at the inputs and the tokenizer.
+
+    Raises:
+        DataError: one is missing or not what its name says; an option is out of range.
+    """
+    if not 0 < asked.tokens_per_shard <= MAX_TOKENS or not 0 < asked.max_record_bytes <= MAX_TOKENS:
+        raise DataError(
+            f"tokens_per_shard={asked.tokens_per_shard}, max_record_bytes={asked.max_record_bytes}\n"
+            f"  a shard and a record must lie between 1 and {MAX_TOKENS}: offsets of an Arrow list are int32"
+        )
+    options = {key: value for key, value in asdict(asked).items() if key not in {"inputs", "tokenizer"}}
+    inputs = tuple(identify_inputs(find_inputs(asked.inputs), column=asked.column))
+    options["span_bytes"] = asked.span_bytes or choose_span_bytes(inputs)
+    tokenizer = identify_tokenizer(asked.tokenizer, load_tokenizer(asked.tokenizer))
+    return Plan(inputs=inputs, options=options, tokenizer=tokenizer)
+
+
+def find_finished(plan: Plan, out: str) -> Manifest | None:
+    """Find the dataset that a plan asks for.
+
+    Raises:
+        DataError: something else stands there.
+    """
+    if storage.exists(storage.join(out, manifests.NAME)):
+        found = read_manifest(out)
+        _refuse_different(out, found.provenance.get("plan", {}), plan)
+        return found
+    if storage.exists(out) and storage.list_files(out):
+        raise DataError(f"{out} exists and is no token dataset\n  it has no {manifests.NAME}\n  choose another --out")
+    return None
+
+
+def start(plan: Plan, *, tokenizer: str, out: str) -> str:
+    """Make the directory of an unfinished dataset, or find that it was begun from the same.
+
+    Returns:
+        The directory.
+
+    Raises:
+        DataError: it was begun from something else.
+    """
+    partial_dir = name_partial(out)
+    plan_url = storage.join(partial_dir, PLAN)
+    if storage.exists(storage.join(partial_dir, manifests.NAME)):
+        _refuse_different(partial_dir, read_manifest(partial_dir).provenance.get("plan", {}), plan)
+    elif storage.exists(plan_url):
+        _refuse_different(partial_dir, read_plan(partial_dir).describe(), plan)
+    else:
+        text = load_tokenizer(tokenizer).to_str(pretty=False)
+        storage.write_atomic(storage.join(partial_dir, manifests.TOKENIZER_NAME), text.encode())
+        storage.write_atomic(plan_url, json.dumps(plan.describe(), indent=1).encode())
+    return partial_dir
+
+
+def read_plan(partial_dir: str) -> Plan:
+    """Read what an unfinished dataset is made from.
+
+    Raises:
+        DataError: there is no such dataset.
+    """
+    url = storage.join(partial_dir, PLAN)
+    try:
+        with storage.open_file(url, "rb") as file:
+            fields = json.loads(file.read())
+    except FileNotFoundError as error:
+        raise DataError(f"no dataset is being made in {partial_dir}\n  it would have a {PLAN}") from error
+    groups = [tuple((rows, num_bytes) for rows, num_bytes in item.pop("row_groups")) for item in fields["inputs"]]
+    return Plan(
+        inputs=tuple(Input(**item, row_groups=pairs) for item, pairs in zip(fields["inputs"], groups, strict=True)),
+        options=fields["options"],
+        tokenizer=TokenizerIdentity(**fields["tokenizer"]),
+    )
+
+
+def check_inputs(plan: Plan, paths: Collection[str]) -> None:
+    """Refuse inputs that changed since a plan was made.
+
+    Raises:
+        DataError: one did.
+    """
+    for item in plan.inputs:
+        if item.path in paths and identify(item.path, column=plan.options["column"]) != item:
+            raise DataError(
+                f"{item.path} changed while a dataset was made from it\n  it had {item.num_bytes} bytes\n"
+                "  put it back, or delete the .partial directory and begin again"
+            )
+
+
+def _refuse_different(where: str, then: Mapping[str, Any], plan: Plan) -> None:
+    now = plan.describe()
+    differing = [key for key in ("inputs", "options", "tokenizer") if then.get(key) != now[key]]
+    if differing:
+        details = [line for key in differing for line in _name_differences(key, then.get(key), now[key])]
+        more = f"\n  and {len(details) - _SHOWN} more" if len(details) > _SHOWN else ""
+        shown = "".join(f"\n  {line}" for line in details[:_SHOWN])
+        raise DataError(
+            f"{where} was made from other {', '.join(differing)}{shown}{more}\n"
+            f"  what was begun or finished is never changed\n  choose another --out, or delete {where}"
+        )
+
+
+def _name_differences(key: str, then: Any, now: Any) -> list[str]:
+    if key == "inputs":
+        then, now = ({item["path"]: item for item in items or []} for items in (then, now))
+    old, new = then or {}, now
+    lines = []
+    for name in sorted({*old, *new}):
+        if old.get(name) == new.get(name):
+            continue
+        if key == "inputs":
+            state = "is new" if name not in old else "is gone" if name not in new else "has changed"
+            lines.append(f"{name} {state}")
+        else:
+            lines.append(f"{key}.{name} was {old.get(name)!r}, is {new.get(name)!r}")
+    return lines
