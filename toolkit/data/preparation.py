@@ -7,7 +7,7 @@ from typing import Any
 
 from toolkit import storage
 from toolkit.data import manifest as manifests
-from toolkit.data.manifest import Manifest, TokenizerIdentity, read_manifest
+from toolkit.data.manifest import TokenizerIdentity, read_manifest
 from toolkit.data.readers import Reading
 from toolkit.data.shard import MAX_TOKENS
 from toolkit.data.sources import Input, find_inputs, identify, identify_inputs
@@ -98,19 +98,18 @@ def make_plan(asked: Preparation) -> Plan:
     return Plan(inputs=inputs, options=options, tokenizer=tokenizer)
 
 
-def find_finished(plan: Plan, out: str) -> Manifest | None:
-    """Find the dataset that a plan asks for.
+def is_finished(plan: Plan, out: str) -> bool:
+    """Whether the dataset that a plan asks for stands there.
 
     Raises:
         DataError: something else stands there.
     """
     if storage.exists(storage.join(out, manifests.NAME)):
-        found = read_manifest(out)
-        _refuse_different(out, found.provenance.get("plan", {}), plan)
-        return found
+        _refuse_different(out, read_manifest(out).provenance.get("plan", {}), plan)
+        return True
     if storage.exists(out) and storage.list_files(out):
         raise DataError(f"{out} exists and is no token dataset\n  it has no {manifests.NAME}\n  choose another --out")
-    return None
+    return False
 
 
 def start(plan: Plan, *, tokenizer: str, out: str) -> str:

@@ -83,6 +83,10 @@ class Batch:
     skipped: list[Skipped] = field(default_factory=list)
 
 
+class DamagedError(DataError):
+    """A packed file is damaged: what was read of it before may be wrong too."""
+
+
 class _BrokenError(Exception):
     """A record cannot be read; `args` are the reason and the remedy."""
 
@@ -125,14 +129,17 @@ def _read_lines(piece: Piece, reading: Reading, resume: int | None) -> Iterator[
                 yield _read_one_by_one(piece, reading, decode, lines, places)
     except DAMAGE as error:
         reason = f"is cut off or damaged after byte {end} of what it unpacks to: {error}"
-        yield Batch(end, skipped=[_skip(piece, end, reading, reason, "copy it again", where=piece.path)])
+        if reading.on_error == "stop":
+            remedy = "copy it again, or use what is good of it: --on-error skip"
+            raise DamagedError(f"{piece.path} {reason}\n  {remedy}") from error
+        yield Batch(end, skipped=[Skipped(path=piece.path, place=end, reason=reason)])
 
 
 def _read_one_by_one(
     piece: Piece, reading: Reading, decode: Callable[[bytes], Any], lines: list[bytes], places: list[int]
 ) -> Batch:
     batch = Batch(places[-1])
-    for line, start, end in zip(lines, places, places[1:], strict=True):
+    for line, start, end in zip(lines, places[:-1], places[1:], strict=True):
         if not line.strip():
             continue
         try:

@@ -20,8 +20,10 @@ class Span:
 
 
 def choose_span_bytes(inputs: Sequence[Input]) -> int:
-    """Choose about 64 spans; small ones would end in short shards, large ones keep one process busy at the end."""
-    return min(_LARGEST, max(_SMALLEST, -(-sum(map(weigh, inputs)) // _FEWEST)))
+    """Choose even spans: about 64, but each of at least 16 MiB (it ends in a short shard) and at most 1 GiB."""
+    total = max(1, sum(map(weigh, inputs)))
+    num_spans = max(min(_FEWEST, total // _SMALLEST), -(-total // _LARGEST))
+    return -(-total // num_spans)
 
 
 def weigh(item: Input) -> int:

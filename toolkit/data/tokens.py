@@ -16,10 +16,11 @@ from toolkit import storage
 from toolkit.data import manifest as manifests
 from toolkit.data.engines import AUTO, FAST, RECORD, Engine, EnginesDifferError, load_engine
 from toolkit.data.manifest import Manifest, read_manifest, write_manifest
-from toolkit.data.preparation import PLAN, Plan, Preparation, check_inputs, find_finished, make_plan, read_plan, start
+from toolkit.data.preparation import PLAN, Plan, Preparation, check_inputs, is_finished, make_plan, read_plan, start
+from toolkit.data.readers import DamagedError
 from toolkit.data.spans import Span
 from toolkit.data.workers import Report, run_tasks
-from toolkit.data.writer import RECORDS, SPLITS, Counts, Record, read_counts, read_record, write_span
+from toolkit.data.writer import RECORDS, SPLITS, Counts, Record, forget_record, read_counts, read_record, write_span
 from toolkit.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -61,14 +62,30 @@ def prepare(
     Raises:
         DataError: bad input; or another dataset stands there already (the text says what differs).
     """
-    plan = make_plan(asked)
-    found = find_finished(plan, str(out))
-    if found is not None:
-        return found, False
-    partial_dir = start(plan, tokenizer=asked.tokenizer, out=str(out))
-    if not storage.exists(storage.join(partial_dir, manifests.NAME)):
-        run_spans(partial_dir, engine=engine, jobs=jobs, report=report)
+    partial_dir = begin(asked, str(out))
+    if partial_dir is None:
+        return read_manifest(str(out)), False
+    run_spans(partial_dir, engine=engine, jobs=jobs, report=report)
     return merge(partial_dir, str(out)), True
+
+
+def begin(asked: Preparation, out: str) -> str | None:
+    """Find what is there of a dataset, and begin it where that is nothing.
+
+    Returns:
+        The directory to work in; None: the dataset is finished.
+
+    Raises:
+        DataError: bad input; or something else stands there already (the text says what differs).
+    """
+    plan = make_plan(asked)
+    if is_finished(plan, out):
+        return None
+    partial_dir = start(plan, tokenizer=asked.tokenizer, out=out)
+    if storage.exists(storage.join(partial_dir, manifests.NAME)):  # killed in the last moment
+        merge(partial_dir, out)
+        return None
+    return partial_dir
 
 
 def run_spans(
@@ -95,9 +112,9 @@ def run_spans(
         run_tasks(todo, work, num_workers=num_workers, report=report or _ignore)
 
 
-def progress(partial_dir: str) -> Progress:
-    """Tell how far an unfinished dataset is."""
-    spans = read_plan(partial_dir).spans
+def progress(partial_dir: str, *, task: int = 0, num_tasks: int = 1) -> Progress:
+    """Tell how far an unfinished dataset is, or a task's part of it."""
+    spans = read_plan(partial_dir).spans[task::num_tasks]
     pairs = list(zip(spans, _read_records(partial_dir, spans), strict=True))
     done = [(span, record) for span, record in pairs if record is not None]
     return Progress(
@@ -136,6 +153,17 @@ def merge(partial_dir: str, out: str) -> Manifest:
     return read_manifest(out)
 
 
+def summarize(made: Manifest) -> dict[str, Any]:
+    """Give the figures of a dataset."""
+    figures: dict[str, Any] = {"dtype": made.dtype, "vocab_size": made.tokenizer.vocab_size}
+    for split, entries in made.splits.items():
+        figures[f"{split}_tokens"] = made.num_tokens(split)
+        figures[f"{split}_documents"] = made.num_documents(split)
+        figures[f"{split}_shards"] = len(entries)
+    figures["num_skipped"] = made.provenance["num_skipped"]
+    return {**figures, "unigram_loss": made.unigram_loss, "fingerprint": made.fingerprint}
+
+
 def unigram_loss(train_counts: Counts, counts: Counts) -> float:
     """Average over `counts` the nats of guessing by the add-one smoothed frequencies of `train_counts`."""
     smoothed = train_counts + 1.0
@@ -166,6 +194,9 @@ def _run_span(span: Span, report: Report, *, partial_dir: str, engine: str, para
 
     try:
         write_span(partial_dir, span, record, rules=plan.rules, engine=encoder, report=count_down)
+    except DamagedError:
+        forget_record(partial_dir, span.number)
+        raise
     except EnginesDifferError as error:
         if engine == FAST:
             raise DataError(f"{error}\n  {RECORD} is right by definition\n  use --engine auto") from error

@@ -21,6 +21,7 @@ from toolkit.errors import DataError
 SPLITS = ("train", "validation")
 RECORDS = "records"
 
+_COUNTED = 1 << 20  # numpy makes int64 of them
 _LISTED = 100  # skipped records of a span that are listed; all are counted
 
 Counts = npt.NDArray[np.int64]
@@ -83,6 +84,11 @@ def read_record(partial_dir: str, span: int) -> Record | None:
     shards = {split: [ShardEntry(**entry) for entry in entries] for split, entries in fields.pop("shards").items()}
     skipped = [Skipped(**broken) for broken in fields.pop("skipped")]
     return Record(**fields, shards=shards, skipped=skipped)
+
+
+def forget_record(partial_dir: str, span: int) -> None:
+    """Have a span begun again."""
+    storage.remove_tree(_record_url(partial_dir, span))
 
 
 def read_counts(partial_dir: str, record: Record, *, vocab_size: int) -> Counts:
@@ -180,7 +186,9 @@ class _SpanWriter:
             tokens, offsets = pending.tokens, pending.offsets
             entry = write_tokens(storage.join(self._partial_dir, name), tokens, offsets, name=name)
             record.shards[split].append(entry)
-            self._counts[number] += np.bincount(tokens, minlength=self._rules.vocab_size)
+            for first in range(0, len(tokens), _COUNTED):
+                counted = np.bincount(tokens[first : first + _COUNTED], minlength=self._rules.vocab_size)
+                self._counts[number] += counted
             pending.clear()
         record.text_xxh3 = self._digest.hexdigest()
         self._digest = xxhash.xxh3_128(record.text_xxh3.encode())
