@@ -16,7 +16,7 @@ from toolkit import storage
 from toolkit.data import manifest as manifests
 from toolkit.data.engines import AUTO, FAST, RECORD, Engine, EnginesDifferError, load_engine
 from toolkit.data.manifest import Manifest, read_manifest, write_manifest
-from toolkit.data.preparation import PLAN, Plan, Preparation, check_inputs, is_finished, make_plan, read_plan, start
+from toolkit.data.preparation import Plan, Preparation, check_inputs, is_finished, make_plan, read_plan, start
 from toolkit.data.readers import DamagedError
 from toolkit.data.spans import Span
 from toolkit.data.workers import Report, run_tasks
@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 _DISTRUST = "distrust.json"  # there when gigatoken was caught: what it did is done again
 _CORPUS = "corpus.json"  # what filtering and deduplication wrote beside their output
+_SPLIT_FILES = ("state.json", "dataset_info.json")  # by these, and the next, `datasets.load_from_disk` opens it
+_DATASET_FILE = "dataset_dict.json"
 _AT_ONCE = 16
 _LISTED = 1000  # skipped records in a manifest; all are counted
 
@@ -144,11 +146,9 @@ def merge(partial_dir: str, out: str) -> Manifest:
             )
         records = [record for record in _read_records(partial_dir, plan.spans) if record is not None]
         made = _make_manifest(partial_dir, plan, records)
-        _remove_strays(partial_dir, made)
         _describe_for_datasets(partial_dir, made)
         write_manifest(partial_dir, made)
-    for name in (RECORDS, _DISTRUST, PLAN):
-        storage.remove_tree(storage.join(partial_dir, name))
+    _remove_strays(partial_dir, read_manifest(partial_dir))
     storage.rename(partial_dir, out)
     return read_manifest(out)
 
@@ -278,12 +278,15 @@ def _read_corpora(plan: Plan) -> dict[str, Any]:
 
 
 def _remove_strays(partial_dir: str, made: Manifest) -> None:
-    """Delete what killed processes left: half files, and shards after the last record."""
+    """Delete what is no part of a dataset: plan, records, and what killed processes left half done."""
     kept = {entry.path for split in SPLITS for entry in made.splits[split]}
-    for split in SPLITS:
-        for file in storage.list_files(storage.join(partial_dir, split)):
-            if f"{split}/{file.rpartition('/')[2]}" not in kept:
-                storage.remove_tree(file)
+    kept |= {f"{split}/{name}" for split in SPLITS for name in _SPLIT_FILES}
+    kept |= {manifests.NAME, manifests.TOKENIZER_NAME, _DATASET_FILE}
+    folder = f"/{partial_dir.rpartition('/')[2]}/"
+    for file in storage.list_files(partial_dir):
+        if file.rpartition(folder)[2] not in kept:
+            storage.remove_tree(file)
+    storage.remove_tree(storage.join(partial_dir, RECORDS))
 
 
 def _describe_for_datasets(partial_dir: str, made: Manifest) -> None:
@@ -303,6 +306,6 @@ def _describe_for_datasets(partial_dir: str, made: Manifest) -> None:
             "_output_all_columns": False,
             "_split": split,
         }
-        write(f"{split}/state.json", state)
-        write(f"{split}/dataset_info.json", {"features": features})
-    write("dataset_dict.json", {"splits": list(made.splits)})
+        write(f"{split}/{_SPLIT_FILES[0]}", state)
+        write(f"{split}/{_SPLIT_FILES[1]}", {"features": features})
+    write(_DATASET_FILE, {"splits": list(made.splits)})

@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import zstandard
 
 from tests.dataset import make_texts
 from toolkit.data.engines import Encoded, EnginesDifferError, RecordEngine
-from toolkit.data.preparation import Preparation, name_partial
+from toolkit.data.preparation import Preparation
 from toolkit.data.tokenizer import train_tokenizer
 from toolkit.data.tokens import begin, merge, prepare, progress, run_spans
 from toolkit.errors import DataError
@@ -64,50 +63,59 @@ def undisturbed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     return read_tree(out)
 
 
-def prepare_until(asked: Preparation, out: Path, *, event: int) -> bool:
+def prepare_until(asked: Preparation, out: Path, *, event: int | None) -> int | None:
     """Prepare in a process that is killed before it touches a file of the dataset for the n-th time.
 
     Returns:
-        Whether it was.
+        How often it touched files; None: it was killed.
     """
+    # A fork has everything loaded, and no thread of ours outlives a call.
+    context = multiprocessing.get_context("fork")
+    touched = context.Value("i", 0)
 
     def work() -> None:
-        countdown: Iterator[int] = itertools.count(1)
-
         def hook(name: str, arguments: Any) -> None:
-            if name in EVENTS and str(arguments[0]).startswith(str(out)) and next(countdown) == event:
-                os.kill(os.getpid(), signal.SIGKILL)
+            if name in EVENTS and str(arguments[0]).startswith(str(out)):
+                touched.value += 1
+                if touched.value == event:
+                    os.kill(os.getpid(), signal.SIGKILL)
 
         sys.addaudithook(hook)
         prepare(asked, out)
 
-    # A fork has everything loaded; nothing that this test calls starts threads that outlive the call.
-    process = multiprocessing.get_context("fork").Process(target=work)
+    process = context.Process(target=work)
     process.start()
     process.join()
     assert process.exitcode in {0, -signal.SIGKILL}
-    return process.exitcode != 0
+    return touched.value if process.exitcode == 0 else None
 
 
-@pytest.mark.parametrize("first", range(5))
-def test_killed_once_at_any_moment(corpus: Path, undisturbed: dict[str, bytes], tmp_path: Path, first: int) -> None:
-    for event in itertools.count(1 + first * 4, 20):
-        out = tmp_path / str(event)
-        was_killed = prepare_until(ask(corpus), out, event=event)
-        prepare(ask(corpus), out)
-        assert read_tree(out) == undisturbed
-        assert not Path(name_partial(str(out))).exists()
-        if not was_killed:
-            return
+@pytest.fixture(scope="module")
+def num_events(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> int:
+    found = prepare_until(ask(corpus), tmp_path_factory.mktemp("counted") / "out", event=None)
+    assert found is not None
+    return found
 
 
-def test_killed_again_and_again(corpus: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+@pytest.mark.parametrize("moment", [*(part / 12 for part in range(12)), *range(-12, 0)])
+def test_killed_once_at_any_moment(
+    corpus: Path, undisturbed: dict[str, bytes], num_events: int, tmp_path: Path, moment: float
+) -> None:
+    event = num_events + 1 + int(moment) if moment < 0 else 1 + int(moment * num_events)
+    assert prepare_until(ask(corpus), tmp_path / "out", event=event) is None
+    prepare(ask(corpus), tmp_path / "out")
+    assert read_tree(tmp_path / "out") == undisturbed
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_killed_again_and_again(corpus: Path, undisturbed: dict[str, bytes], num_events: int, tmp_path: Path) -> None:
     out = tmp_path / "out"
     kills = 0
-    while prepare_until(ask(corpus), out, event=12):
+    while prepare_until(ask(corpus), out, event=num_events // 3) is None:
         kills += 1
+        assert kills < 100, "it does not get on"
         assert not out.exists(), "nothing unfinished has the name of a dataset"
-    assert kills > 5
+    assert kills >= 3
     assert read_tree(out) == undisturbed
 
 
