@@ -3,25 +3,19 @@
 import json
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from toolkit import storage
-from toolkit.checkpoint import layout
 from toolkit.cluster.base import Cluster, JobSpec, JobStatus, PartitionLimits
 from toolkit.cluster.choose import open_cluster
 from toolkit.config.check import check_config
 from toolkit.config.load import Loaded, dump_config
-from toolkit.config.schema import ClusterSection, RunConfig, to_dict
-from toolkit.data.manifest import check_sizes
-from toolkit.data.mixture import Member, identify, open_members
-from toolkit.data.stream import count_samples
-from toolkit.errors import ConfigError, DataError, Problem, RunError, StorageError, ToolkitError
+from toolkit.config.schema import ClusterSection, RunConfig
+from toolkit.errors import ConfigError, Problem, RunError, StorageError, ToolkitError
+from toolkit.launch.gate import check_data, check_partition, check_places, refuse_foreign_checkpoint
 from toolkit.launch.snapshot import freeze_code
-from toolkit.plan.costs import num_parameters
 from toolkit.plan.hardware import find_hardware
 from toolkit.plan.search import Plan, plan_text, resolve
 from toolkit.rundir import RunDir
@@ -54,11 +48,11 @@ def prepare_request(loaded: Loaded) -> Request:
         ClusterError: the scheduler would refuse the job.
     """
     cluster = open_cluster(loaded.config.cluster.scheduler, state_dir=state_dir(Path(loaded.config.run.root)))
-    cfg, partition = _fill(loaded, cluster.limits(), checks=(_check_data, _check_places))
+    cfg, partition = _fill(loaded, cluster.limits(), checks=(check_data, check_places))
     run_dir = RunDir(Path(cfg.run.root) / cfg.run.name)
     refuse_live(run_dir)
     plan = resolve(cfg, hardware=find_hardware(cfg.cluster.gpu_type))
-    _refuse_foreign_checkpoint(plan.cfg, run_dir)
+    refuse_foreign_checkpoint(plan.cfg, run_dir)
     spec = _make_spec(plan.cfg, run_dir, partition)
     start = cluster.check(spec)
     return Request(cluster=cluster, run_dir=run_dir, plan=plan, spec=spec, script=cluster.render(spec), start=start)
@@ -143,7 +137,7 @@ def _fill(
         problems = [Problem(f"there is no partition {named!r}", f"there are: {names}", "set --partition")]
     else:
         cfg = replace(cfg, cluster=_fill_section(cfg.cluster, partition))
-        problems = _check_partition(cfg, partition)
+        problems = check_partition(cfg, partition)
     problems = [*check_config(cfg, loaded.origins), *problems, *(p for check in checks for p in check(cfg))]
     if problems:
         raise ConfigError(problems)
@@ -178,97 +172,6 @@ def _make_absolute(cfg: RunConfig) -> RunConfig:
 
 def _absolute(path: str) -> str:
     return str(storage.local_path(path).absolute()) if storage.is_local(path) else path
-
-
-def _check_partition(cfg: RunConfig, partition: PartitionLimits) -> list[Problem]:
-    asked = cfg.cluster
-    problems = []
-    if asked.nodes > partition.num_nodes:
-        must = f"partition {partition.name} has {partition.num_nodes}"
-        problems.append(Problem(f"--nodes {asked.nodes}", must, "use fewer nodes or another --partition"))
-    if partition.gpus_per_node and (asked.gpus_per_node or 0) > partition.gpus_per_node:
-        must = f"nodes of partition {partition.name} have {partition.gpus_per_node}"
-        problems.append(Problem(f"--gpus-per-node {asked.gpus_per_node}", must, "ask for fewer"))
-    if partition.max_time_s and asked.time_limit and asked.time_limit > partition.max_time_s:
-        must = f"partition {partition.name} allows {partition.max_time_s / 3600:g} h"
-        what = f"--time {asked.time_limit / 3600:g} h"
-        problems.append(Problem(what, must, "ask for less: the run requeues itself until it is done"))
-    return problems
-
-
-def _check_data(cfg: RunConfig) -> list[Problem]:
-    if not cfg.data.weights:
-        return []  # check_config has said it
-    try:
-        members = open_members(cfg.data.weights)
-        problems = [problem for member in members for problem in _check_member(cfg, member)]
-    except DataError as error:
-        what, *rest = str(error).split("\n  ")
-        return [Problem(what, "; ".join(rest[:-1]), rest[-1] if rest else "")]
-    size = members[0].manifest.tokenizer.vocab_size
-    if size > cfg.model.vocab_size:
-        what = f"model.vocab_size={cfg.model.vocab_size}, the dataset's tokenizer has {size}"
-        problems.append(Problem(what, "every token needs a row of the embedding", "raise model.vocab_size"))
-    return problems
-
-
-def _check_member(cfg: RunConfig, member: Member) -> list[Problem]:
-    shards = [shard for split in member.manifest.splits.values() for shard in split]
-    problems = [
-        Problem(text, "shards must be as the manifest says", "prepare the dataset again")
-        for text in check_sizes(member.dataset_dir, shards)
-    ]
-    for split in ("train", "validation") if cfg.monitor.eval_every else ("train",):
-        num_tokens = member.manifest.num_tokens(split)
-        if count_samples(num_tokens, seq_len=cfg.data.seq_len) < 1:
-            what = f"the {split} split of {member.dataset_dir} has {num_tokens} tokens"
-            problems.append(Problem(what, f"a sample takes data.seq_len={cfg.data.seq_len} + 1", "use more text"))
-    return problems
-
-
-def _check_places(cfg: RunConfig) -> list[Problem]:
-    """Try to write where the run will, leaving nothing, and compare free space with one checkpoint."""
-    root = Path(cfg.run.root) / cfg.run.name
-    target = Path(cfg.checkpoint.dir) if cfg.checkpoint.dir else root
-    problems = []
-    for key, place in {"run.root": root, "checkpoint.dir": target}.items():
-        existing = storage.nearest_existing(place)
-        try:
-            with tempfile.TemporaryFile(dir=existing):
-                pass
-        except OSError as error:
-            what = f"cannot write to {existing}: {error.strerror}"
-            problems.append(Problem(what, f"{place} is to be there", f"set {key}, or ask for the right to write"))
-    if problems:
-        return problems[:1] if target == root else problems
-    need, free = layout.bytes_needed(num_parameters(cfg.model)), storage.free_bytes(target)
-    if need > free:
-        what = f"{target} has {free / 2**30:.1f} GiB free"
-        must = f"one checkpoint takes {need / 2**30:.1f} GiB"
-        problems.append(Problem(what, must, "free space, or set checkpoint.dir elsewhere"))
-    return problems
-
-
-def _refuse_foreign_checkpoint(cfg: RunConfig, run_dir: RunDir) -> None:
-    directory = Path(cfg.checkpoint.dir) if cfg.checkpoint.dir else run_dir.checkpoints_dir
-    newest = layout.newest(directory)
-    if newest is None:
-        return
-    index = layout.read_index(newest)
-    now: dict[str, Any] = {
-        "model": to_dict(cfg)["model"],
-        "tokens_per_step": cfg.batch.tokens_per_step,
-        "seed": cfg.run.seed,
-        "dataset": identify(open_members(cfg.data.weights), cfg.data),
-    }
-    differing = [key for key, value in now.items() if getattr(index, key) != value]
-    if differing:
-        lines = [f"{key}: {getattr(index, key)} then, {now[key]} now" for key in differing]
-        raise RunError(
-            f"run {run_dir.name} has checkpoints of another {' and another '.join(differing)} (step {index.step})\n  "
-            + "\n  ".join(lines)
-            + "\n  a run goes on with the same model, data, batch and seed\n  choose another --name"
-        )
 
 
 def _make_spec(cfg: RunConfig, run_dir: RunDir, partition: PartitionLimits) -> JobSpec:

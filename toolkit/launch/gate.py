@@ -1,0 +1,110 @@
+"""The checks before the queue: what a run asks for against the cluster, its data, and the places it writes to."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from toolkit import storage
+from toolkit.checkpoint import layout
+from toolkit.cluster.base import PartitionLimits
+from toolkit.config.schema import RunConfig, to_dict
+from toolkit.data.manifest import check_sizes
+from toolkit.data.mixture import Member, identify, open_members
+from toolkit.data.stream import count_samples
+from toolkit.errors import DataError, Problem, RunError
+from toolkit.plan.costs import num_parameters
+from toolkit.rundir import RunDir
+
+
+def check_partition(cfg: RunConfig, partition: PartitionLimits) -> list[Problem]:
+    """Compare what is asked for with what the partition gives."""
+    asked = cfg.cluster
+    problems = []
+    if asked.nodes > partition.num_nodes:
+        must = f"partition {partition.name} has {partition.num_nodes}"
+        problems.append(Problem(f"--nodes {asked.nodes}", must, "use fewer nodes or another --partition"))
+    if partition.gpus_per_node and (asked.gpus_per_node or 0) > partition.gpus_per_node:
+        must = f"nodes of partition {partition.name} have {partition.gpus_per_node}"
+        problems.append(Problem(f"--gpus-per-node {asked.gpus_per_node}", must, "ask for fewer"))
+    if partition.max_time_s and asked.time_limit and asked.time_limit > partition.max_time_s:
+        must = f"partition {partition.name} allows {partition.max_time_s / 3600:g} h"
+        what = f"--time {asked.time_limit / 3600:g} h"
+        problems.append(Problem(what, must, "ask for less: the run requeues itself until it is done"))
+    return problems
+
+
+def check_data(cfg: RunConfig) -> list[Problem]:
+    """Look whether the datasets are whole, long enough, and within the model's vocabulary."""
+    if not cfg.data.weights:
+        return []  # check_config has said it
+    try:
+        members = open_members(cfg.data.weights)
+        problems = [problem for member in members for problem in _check_member(cfg, member)]
+    except DataError as error:
+        what, *rest = str(error).split("\n  ")
+        return [Problem(what, "; ".join(rest[:-1]), rest[-1] if rest else "")]
+    size = members[0].manifest.tokenizer.vocab_size
+    if size > cfg.model.vocab_size:
+        what = f"model.vocab_size={cfg.model.vocab_size}, the dataset's tokenizer has {size}"
+        problems.append(Problem(what, "every token needs a row of the embedding", "raise model.vocab_size"))
+    return problems
+
+
+def _check_member(cfg: RunConfig, member: Member) -> list[Problem]:
+    shards = [shard for split in member.manifest.splits.values() for shard in split]
+    problems = [
+        Problem(text, "shards must be as the manifest says", "prepare the dataset again")
+        for text in check_sizes(member.dataset_dir, shards)
+    ]
+    for split in ("train", "validation") if cfg.monitor.eval_every else ("train",):
+        num_tokens = member.manifest.num_tokens(split)
+        if count_samples(num_tokens, seq_len=cfg.data.seq_len) < 1:
+            what = f"the {split} split of {member.dataset_dir} has {num_tokens} tokens"
+            problems.append(Problem(what, f"a sample takes data.seq_len={cfg.data.seq_len} + 1", "use more text"))
+    return problems
+
+
+def check_places(cfg: RunConfig) -> list[Problem]:
+    """Try to write where the run will, leaving nothing, and compare free space with one checkpoint."""
+    root = Path(cfg.run.root) / cfg.run.name
+    target = Path(cfg.checkpoint.dir) if cfg.checkpoint.dir else root
+    problems = []
+    for key, place in {"run.root": root, "checkpoint.dir": target}.items():
+        existing = storage.nearest_existing(place)
+        try:
+            with tempfile.TemporaryFile(dir=existing):
+                pass
+        except OSError as error:
+            what = f"cannot write to {existing}: {error.strerror}"
+            problems.append(Problem(what, f"{place} is to be there", f"set {key}, or ask for the right to write"))
+    if problems:
+        return problems[:1] if target == root else problems
+    need, free = layout.bytes_needed(num_parameters(cfg.model)), storage.free_bytes(target)
+    if need > free:
+        what = f"{target} has {free / 2**30:.1f} GiB free"
+        must = f"one checkpoint takes {need / 2**30:.1f} GiB"
+        problems.append(Problem(what, must, "free space, or set checkpoint.dir elsewhere"))
+    return problems
+
+
+def refuse_foreign_checkpoint(cfg: RunConfig, run_dir: RunDir) -> None:
+    """Raise when the run directory has checkpoints of something else under the same name."""
+    directory = Path(cfg.checkpoint.dir) if cfg.checkpoint.dir else run_dir.checkpoints_dir
+    newest = layout.newest(directory)
+    if newest is None:
+        return
+    index = layout.read_index(newest)
+    now: dict[str, Any] = {
+        "model": to_dict(cfg)["model"],
+        "tokens_per_step": cfg.batch.tokens_per_step,
+        "seed": cfg.run.seed,
+        "dataset": identify(open_members(cfg.data.weights), cfg.data),
+    }
+    differing = [key for key, value in now.items() if getattr(index, key) != value]
+    if differing:
+        lines = [f"{key}: {getattr(index, key)} then, {now[key]} now" for key in differing]
+        raise RunError(
+            f"run {run_dir.name} has checkpoints of another {' and another '.join(differing)} (step {index.step})\n  "
+            + "\n  ".join(lines)
+            + "\n  a run goes on with the same model, data, batch and seed\n  choose another --name"
+        )
