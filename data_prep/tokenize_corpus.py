@@ -25,7 +25,7 @@ def main() -> int:
     """Prepare, and say what came out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add, defaults = parser.add_argument, {field.name: field.default for field in fields(Preparation)}
-    add("inputs", nargs="*", help="files or directories (.jsonl[.gz|.zst], .parquet, .txt), datasets:NAME")
+    add("inputs", nargs="*", help="files or directories (.jsonl[.gz|.zst], .parquet, .txt), datasets:NAME; none: go on")
     add("--tokenizer", help="tokenizer.json, a directory with one, or a name on the Hub")
     add("--out", required=True, help="directory of the dataset; OUT.partial until it is whole")
     add("--column", help="field that holds the text (default: %(default)s)")
@@ -47,8 +47,8 @@ def main() -> int:
     add("--json", action="store_true", help="print the summary as JSON")
     parser.set_defaults(**{name: value for name, value in defaults.items() if value is not MISSING})
     asked = parser.parse_args()
-    if not (asked.merge or asked.status or (asked.inputs and asked.tokenizer)):
-        parser.error("inputs and --tokenizer are needed")
+    if asked.inputs and not asked.tokenizer:
+        parser.error("--tokenizer is needed")
     if not 0.0 < asked.validation < 1.0 or not 0 <= asked.task < asked.num_tasks:
         parser.error("--validation must lie between 0 and 1, and --task below --num-tasks")
     try:
@@ -68,7 +68,9 @@ def carry_out(asked: argparse.Namespace) -> dict[str, Any]:
         return asdict(progress(name_partial(asked.out)))
     if not asked.status:
         options = {field.name: getattr(asked, field.name) for field in fields(Preparation)}
-        partial_dir = begin(Preparation(**{**options, "inputs": tuple(asked.inputs)}), asked.out)
+        partial_dir: str | None = name_partial(asked.out)
+        if asked.inputs:  # else go on with what was begun
+            partial_dir = begin(Preparation(**{**options, "inputs": tuple(asked.inputs)}), asked.out)
         if partial_dir is not None:
             part = {"task": asked.task, "num_tasks": asked.num_tasks}
             state = progress(partial_dir, **part)

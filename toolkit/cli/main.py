@@ -140,6 +140,8 @@ def _submit(asked: argparse.Namespace) -> None:
         why = "no Slurm here: " if request.plan.cfg.cluster.scheduler == "auto" else ""
         console.print(f"{why}{request.spec.nodes} nodes are emulated on this machine")
     console.print(plan_text(request.plan), end="")
+    if request.preparation is not None:
+        show.print_preparation(request.preparation, request.cluster, console, with_scripts=asked.dry_run)
     if asked.dry_run:
         console.print(f"\n{request.run_dir.script_path} would be:\n\n{request.script}")
         console.print(f"run directory {request.run_dir.root}; nothing was submitted")

@@ -13,12 +13,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
-from toolkit.cluster.base import JobStatus
+from toolkit.cluster.base import Cluster, JobState, JobStatus
 from toolkit.config.load import Loaded, load_config
 from toolkit.config.schema import DataSection, to_dict
 from toolkit.data.mixture import mean_unigram_loss, open_members
 from toolkit.errors import RunError, ToolkitError
 from toolkit.launch.ledger import Attempt, read_attempts, read_failures
+from toolkit.launch.prepare import PreparationJobs, read_share
 from toolkit.launch.submit import job_status
 from toolkit.monitor import metrics
 from toolkit.monitor.history import newest_steps, read_first_step
@@ -92,6 +93,15 @@ def _plain_attempt(attempt: Attempt, status: JobStatus | None) -> dict[str, Any]
 
 def _plain_status(status: JobStatus) -> dict[str, Any]:
     return {**asdict(status), "state": status.state.value}
+
+
+def print_preparation(jobs: PreparationJobs, cluster: Cluster, console: Console, *, with_scripts: bool) -> None:
+    """Say which jobs make the dataset before the run."""
+    console.print(
+        f"data       {jobs.out} is made first, by {jobs.num_tasks} tasks and a last one; {jobs.jobs_dir}/logs"
+    )
+    for name, spec in (("share", jobs.share), ("merge", jobs.merge)) if with_scripts else ():
+        console.print(f"\n{jobs.jobs_dir}/{name}.sbatch would be:\n\n{cluster.render(spec)}", markup=False)
 
 
 def print_runs(root: Path, console: Console, *, as_json: bool) -> None:
@@ -240,17 +250,17 @@ def _follow_live(run_dir: RunDir, console: Console, num_steps: int) -> None:
 
 
 def _follow_plain(run_dir: RunDir, console: Console, num_steps: int) -> None:
-    told_state, told_step = None, 0
+    told, told_step = "", 0
     for status, values in _poll(run_dir):
-        is_due = values["step"] >= told_step + num_steps * _PLAIN_PART
-        if status.state is not told_state or is_due:
+        state = f"{status.state.value} {values.get('waiting', '')}".rstrip()
+        if state != told or values["step"] >= told_step + num_steps * _PLAIN_PART:
             console.print(f"{status.state.value} {_numbers(values, num_steps)}", markup=False)
-            told_state, told_step = status.state, values["step"]
+            told, told_step = state, values["step"]
 
 
 def _numbers(values: dict[str, Any], num_steps: int) -> str:
     if metrics.LOSS not in values:
-        return "starting"
+        return str(values["waiting"])
     parts = [f"{values['step']}/{num_steps}", f"loss {values[metrics.LOSS]:.3f}"]
     if metrics.TOKENS_PER_S in values:
         parts.append(f"{metrics.short(values[metrics.TOKENS_PER_S])} tok/s")
@@ -259,10 +269,19 @@ def _numbers(values: dict[str, Any], num_steps: int) -> str:
     return " | ".join(parts)
 
 
+def _why_waiting(status: JobStatus, data: DataSection) -> str:
+    if status.state is JobState.RUNNING:
+        return "starting"
+    share = read_share(data.path) if status.reason == "Dependency" and data.path else None
+    return status.reason if share is None else f"data {share:.0%}"
+
+
 def _poll(run_dir: RunDir) -> Iterator[tuple[JobStatus, dict[str, Any]]]:
     """Give state and newest step of a run until its job ends."""
+    data = load_config(run_dir.config_path).config.data
     while (status := job_status(run_dir)) is not None:
-        yield status, next(newest_steps(run_dir.metrics_path), {"step": 0})
+        nothing = {"step": 0, "waiting": _why_waiting(status, data)}
+        yield status, next(newest_steps(run_dir.metrics_path), nothing)
         if not status.state.is_live:
             return
         time.sleep(_POLL_S)

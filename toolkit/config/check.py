@@ -52,6 +52,16 @@ def _datasets(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
         )
 
 
+def _source(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
+    if cfg.data.source and cfg.data.tokenizer is None:
+        must = "text becomes tokens by a tokenizer"
+        remedy = "set data.tokenizer; make one: python data_prep/train_tokenizer.py TEXT --out tokenizer.json"
+        yield "data.source", f"data.source={cfg.data.source} without data.tokenizer", must, remedy
+    if cfg.data.source and cfg.data.path is None:
+        what, must = "data.source with a data.mixture", "a source becomes one dataset"
+        yield "data.source", what, must, "prepare the datasets of a mixture with data_prep/tokenize_corpus.py"
+
+
 def _layout(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
     stages, zero_stage = cfg.parallel.stages, cfg.parallel.zero_stage
     if stages is None:
@@ -137,4 +147,4 @@ def _secrets(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
             yield "cluster.setup", "a line of cluster.setup looks like a secret", must, remedy
 
 
-_RULES: tuple[_Rule, ...] = (_name, _model, _datasets, _layout, _precision, _batch, _cache, _horizon, _secrets)
+_RULES: tuple[_Rule, ...] = (_name, _model, _datasets, _source, _layout, _precision, _batch, _cache, _horizon, _secrets)

@@ -229,9 +229,10 @@ def _parse(node: yaml.Node, declared: Any) -> Any:
 def _parse_collection(node: yaml.Node, declared: Any) -> Any:
     arguments = get_args(declared)
     if get_origin(declared) is list:
-        if not isinstance(node, yaml.SequenceNode):
+        if isinstance(node, yaml.MappingNode):
             raise ValueError("a list is wanted: [a, b]")
-        return [_parse(item, arguments[0]) for item in node.value]
+        items = node.value if isinstance(node, yaml.SequenceNode) else [node]  # one value is a list of one
+        return [_parse(item, arguments[0]) for item in items]
     if not isinstance(node, yaml.MappingNode):
         raise ValueError("a mapping is wanted: {key: value}")
     if arguments[1] is Any:

@@ -89,6 +89,15 @@ class DataSection:
     mixture: dict[str, Positive] = field(default_factory=dict)
     """Token datasets that are read together, {path: weight}: samples are drawn in proportion to the weights, which are
     any positive numbers; each dataset goes through epochs of its own."""
+    source: list[str] = field(default_factory=list)
+    """Text that the dataset is made from before the run when it is not there: files, directories, URLs, datasets:NAME.
+    Named on the command line without data.path, it gets a place of its own in data/."""
+    tokenizer: str | None = None
+    """What turns `source` into tokens: a tokenizer.json (also a URL), a directory with one, or a name on the Hub."""
+    column: str = "text"
+    """Field of a record of `source` that holds the text."""
+    validation: Annotated[float, Range(1e-6, 0.5)] = 0.01
+    """Part of the documents of `source` that goes to the validation split."""
     seq_len: Count = 256
     """Tokens a sample; free at training time, whatever the shards are."""
     shuffle: bool = True

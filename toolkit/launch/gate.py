@@ -10,8 +10,12 @@ from toolkit.cluster.base import PartitionLimits
 from toolkit.config.schema import RunConfig, to_dict
 from toolkit.data.manifest import check_sizes
 from toolkit.data.mixture import Member, identify, open_members
+from toolkit.data.preparation import Preparation
+from toolkit.data.sources import find_inputs
 from toolkit.data.stream import count_samples
+from toolkit.data.tokenizer import identify_tokenizer, load_tokenizer
 from toolkit.errors import DataError, Problem, RunError
+from toolkit.launch.prepare import ask_for, refuse_another, stands
 from toolkit.plan.costs import num_parameters
 from toolkit.rundir import RunDir
 
@@ -34,20 +38,34 @@ def check_partition(cfg: RunConfig, partition: PartitionLimits) -> list[Problem]
 
 
 def check_data(cfg: RunConfig) -> list[Problem]:
-    """Look whether the datasets are whole, long enough, and within the model's vocabulary."""
-    if not cfg.data.weights:
+    """Look whether the datasets are whole, long enough, and within the model's vocabulary, or can be made."""
+    if not cfg.data.weights or (cfg.data.source and cfg.data.tokenizer is None):
         return []  # check_config has said it
     try:
+        if cfg.data.source:
+            asked, out = ask_for(cfg.data)
+            if not stands(out):
+                return _check_source(cfg, asked)
+            refuse_another(asked, out)
         members = open_members(cfg.data.weights)
         problems = [problem for member in members for problem in _check_member(cfg, member)]
     except DataError as error:
         what, *rest = str(error).split("\n  ")
         return [Problem(what, "; ".join(rest[:-1]), rest[-1] if rest else "")]
-    size = members[0].manifest.tokenizer.vocab_size
-    if size > cfg.model.vocab_size:
-        what = f"model.vocab_size={cfg.model.vocab_size}, the dataset's tokenizer has {size}"
-        problems.append(Problem(what, "every token needs a row of the embedding", "raise model.vocab_size"))
-    return problems
+    return [*problems, *_check_vocabulary(cfg, members[0].manifest.tokenizer.vocab_size)]
+
+
+def _check_source(cfg: RunConfig, asked: Preparation) -> list[Problem]:
+    find_inputs(asked.inputs)
+    identity = identify_tokenizer(asked.tokenizer, load_tokenizer(asked.tokenizer))
+    return _check_vocabulary(cfg, identity.vocab_size)
+
+
+def _check_vocabulary(cfg: RunConfig, size: int) -> list[Problem]:
+    if size <= cfg.model.vocab_size:
+        return []
+    what = f"model.vocab_size={cfg.model.vocab_size}, the dataset's tokenizer has {size}"
+    return [Problem(what, "every token needs a row of the embedding", "raise model.vocab_size")]
 
 
 def _check_member(cfg: RunConfig, member: Member) -> list[Problem]:

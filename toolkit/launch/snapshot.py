@@ -5,7 +5,7 @@ from pathlib import Path
 
 import toolkit
 
-_PARTS = ("toolkit", "sbatch", "submit.py", "pyproject.toml")
+_PARTS = ("toolkit", "data_prep", "sbatch", "submit.py", "pyproject.toml")
 
 
 def checkout_dir() -> Path:

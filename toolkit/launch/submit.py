@@ -11,10 +11,12 @@ from toolkit import storage
 from toolkit.cluster.base import Cluster, JobSpec, JobStatus, PartitionLimits
 from toolkit.cluster.choose import open_cluster
 from toolkit.config.check import check_config
-from toolkit.config.load import Loaded, dump_config
+from toolkit.config.load import COMMAND_LINE, Loaded, dump_config
 from toolkit.config.schema import ClusterSection, RunConfig
+from toolkit.data.hub import PREFIX as HUB_PREFIX
 from toolkit.errors import ConfigError, Problem, RunError, StorageError, ToolkitError
 from toolkit.launch.gate import check_data, check_partition, check_places, refuse_foreign_checkpoint
+from toolkit.launch.prepare import PreparationJobs, ask_for, name_dataset, plan_jobs, stands, submit_jobs
 from toolkit.launch.snapshot import freeze_code
 from toolkit.plan.hardware import find_hardware
 from toolkit.plan.search import Plan, plan_text, resolve
@@ -32,6 +34,8 @@ class Request:
     script: str
     start: str
     """What the scheduler says of the start; empty where it says nothing."""
+    preparation: PreparationJobs | None
+    """Jobs that make the dataset first; None: it stands."""
 
 
 def state_dir(root: Path) -> Path:
@@ -54,8 +58,26 @@ def prepare_request(loaded: Loaded) -> Request:
     plan = resolve(cfg, hardware=find_hardware(cfg.cluster.gpu_type))
     refuse_foreign_checkpoint(plan.cfg, run_dir)
     spec = _make_spec(plan.cfg, run_dir, partition)
-    start = cluster.check(spec)
-    return Request(cluster=cluster, run_dir=run_dir, plan=plan, spec=spec, script=cluster.render(spec), start=start)
+    return Request(
+        cluster=cluster,
+        run_dir=run_dir,
+        plan=plan,
+        spec=spec,
+        script=cluster.render(spec),
+        start=cluster.check(spec),
+        preparation=_plan_preparation(plan.cfg, partition),
+    )
+
+
+def _plan_preparation(cfg: RunConfig, partition: PartitionLimits) -> PreparationJobs | None:
+    if not cfg.data.source:
+        return None
+    asked, out = ask_for(cfg.data)
+    if stands(out):
+        return None
+    return plan_jobs(
+        asked, out=out, root=Path(cfg.run.root), num_tasks=cfg.cluster.nodes, section=cfg.cluster, partition=partition
+    )
 
 
 def prepare_plan(loaded: Loaded) -> Plan:
@@ -76,12 +98,14 @@ def carry_out(request: Request) -> str:
     is_new = not run_dir.root.exists()
     try:
         _write_run_dir(request)
-        job_id = request.cluster.submit(request.spec, script_path=run_dir.script_path)
+        prepared_by = submit_jobs(request.preparation, request.cluster) if request.preparation else None
+        spec = replace(request.spec, dependency=f"afterok:{prepared_by}") if prepared_by else request.spec
+        job_id = request.cluster.submit(spec, script_path=run_dir.script_path)
     except ToolkitError:
         if is_new:
             shutil.rmtree(run_dir.root, ignore_errors=True)
         raise
-    job = {"scheduler": request.cluster.name, "job_id": job_id}
+    job = {"scheduler": request.cluster.name, "job_id": job_id, "prepared_by": prepared_by}
     storage.write_atomic(str(run_dir.job_path), (json.dumps(job) + "\n").encode())
     return job_id
 
@@ -114,6 +138,11 @@ def job_status(run_dir: RunDir) -> JobStatus | None:
     return job[0].state(job[1]) if job else None
 
 
+def _absolute_if_there(name: str) -> str:
+    """Leave a name on the Hub as it is."""
+    return _absolute(name) if storage.is_local(name) and storage.exists(name) else name
+
+
 def refuse_live(run_dir: RunDir) -> None:
     """Raise when a job of the run is waiting or running."""
     status = job_status(run_dir)
@@ -131,7 +160,7 @@ def _fill(
     """Take what is open from the partition, then check everything that can be checked; raise all mistakes at once."""
     named = loaded.config.cluster.partition
     partition = next((p for p in limits if p.name == named), None) if named else next(iter(limits), None)
-    cfg = _make_absolute(loaded.config)
+    cfg = _make_absolute(_place_source(loaded))
     if partition is None:
         names = ", ".join(limit.name for limit in limits) or "none"
         problems = [Problem(f"there is no partition {named!r}", f"there are: {names}", "set --partition")]
@@ -158,12 +187,23 @@ def _fill_section(section: ClusterSection, partition: PartitionLimits) -> Cluste
     )
 
 
+def _place_source(loaded: Loaded) -> RunConfig:
+    """Give text that is named on the command line a dataset of its own, unless that is named there too."""
+    cfg, origins = loaded.config, loaded.origins
+    is_new = origins["data.source"] == COMMAND_LINE != origins["data.path"]
+    if not is_new or not cfg.data.source:
+        return cfg
+    return replace(cfg, data=replace(cfg.data, path=name_dataset(cfg.data)))
+
+
 def _make_absolute(cfg: RunConfig) -> RunConfig:
     """Make paths absolute: the job starts elsewhere."""
     data = replace(
         cfg.data,
         path=_absolute(cfg.data.path) if cfg.data.path else None,
         mixture={_absolute(path): weight for path, weight in cfg.data.mixture.items()},
+        source=[name if name.startswith(HUB_PREFIX) else _absolute(name) for name in cfg.data.source],
+        tokenizer=_absolute_if_there(cfg.data.tokenizer) if cfg.data.tokenizer else None,
     )
     checkpoint = replace(cfg.checkpoint, dir=_absolute(cfg.checkpoint.dir) if cfg.checkpoint.dir else None)
     run = replace(cfg.run, root=_absolute(cfg.run.root))

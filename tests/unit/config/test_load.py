@@ -28,6 +28,7 @@ CONFIGS = Path(__file__).parents[3] / "configs"
         ("optim.peak_lr=1e-4", 1e-4),
         ("model.tie_word_embeddings=true", True),
         ("cluster.exclude=[node1, node2]", ["node1", "node2"]),
+        ("data.source=corpus.jsonl", ["corpus.jsonl"]),
         ("parallel.deepspeed_extra={a: {b: 1}}", {"a": {"b": 1}}),
         ("data.mixture={hdfs://name/a: 3, b: 1e-1}", {"hdfs://name/a": 3.0, "b": 0.1}),
         ("data.path=null", None),

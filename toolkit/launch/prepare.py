@@ -1,0 +1,163 @@
+"""A token dataset made by jobs: an array shares the text among its tasks, a last job puts the parts together.
+
+    JOBS_DIR/   code/ (frozen)   logs/   share.sbatch   merge.sbatch   job.json (the last job)
+
+The dataset itself grows in OUT.partial; what is done there is never done again, so that jobs which broke off are
+simply handed in once more, and only the tasks that still have something to do.
+"""
+
+import json
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import xxhash
+
+from toolkit import storage
+from toolkit.cluster.base import ARRAY_TASK, Cluster, JobSpec, PartitionLimits
+from toolkit.cluster.choose import open_cluster
+from toolkit.config.schema import ClusterSection, DataSection
+from toolkit.data.hub import PREFIX as HUB_PREFIX
+from toolkit.data.manifest import NAME as MANIFEST
+from toolkit.data.preparation import PLAN, Preparation, is_finished, make_plan, name_partial
+from toolkit.data.tokens import begin, progress
+from toolkit.launch.snapshot import freeze_code
+
+_SCRIPT = "data_prep.tokenize_corpus"  # by -m: a script's folder, not the frozen code, would head its path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreparationJobs:
+    """How a dataset would be made; nothing has been written yet."""
+
+    asked: Preparation
+    out: str
+    jobs_dir: Path
+    num_tasks: int
+    share: JobSpec
+    """An array over the tasks."""
+    merge: JobSpec
+
+
+def ask_for(data: DataSection) -> tuple[Preparation, str]:
+    """Say what a run's data.source is to become, and where."""
+    assert data.source, "data.source is empty"
+    assert data.tokenizer is not None, "data.tokenizer is not set"
+    assert data.path is not None, "data.path is not set"
+    asked = Preparation(
+        inputs=tuple(data.source), tokenizer=data.tokenizer, column=data.column, validation=data.validation
+    )
+    return asked, data.path
+
+
+def name_dataset(data: DataSection) -> str:
+    """Choose a place for the dataset of a source that has none: the same for the same source and options."""
+    words = json.dumps([data.source, data.tokenizer, data.column, data.validation])
+    stem = Path(data.source[0].rstrip("/").rpartition(":")[2]).name.split(".")[0]
+    return f"data/{stem}-{xxhash.xxh3_64_hexdigest(words.encode())[:8]}"
+
+
+def plan_jobs(
+    asked: Preparation,
+    *,
+    out: str,
+    root: Path,
+    num_tasks: int,
+    section: ClusterSection,
+    partition: PartitionLimits,
+) -> PreparationJobs:
+    """Lay out the jobs, one task a node with all its CPUs.
+
+    Args:
+        asked: what to make.
+        out: directory or URL of the dataset.
+        root: directory of runs, which all nodes see.
+        num_tasks: tasks of the array; the dataset does not depend on it.
+        section: account, environment and the like.
+        partition: where they run.
+    """
+    name = Path(out.rstrip("/")).name
+    jobs_dir = root.absolute() / ".prepare" / f"{name}-{xxhash.xxh3_64_hexdigest(out.encode())[:8]}"
+    part = ("--task", ARRAY_TASK, "--num-tasks", str(num_tasks))
+    share = JobSpec(
+        name=f"prepare-{name}",
+        command=(sys.executable, "-m", _SCRIPT, "--out", out, *part),
+        work_dir=jobs_dir / "code",
+        log_dir=jobs_dir / "logs",
+        nodes=1,
+        tasks_per_node=1,
+        gpus_per_node=0,
+        cpus_per_task=partition.cpus_per_node,
+        time_limit_s=section.time_limit or partition.max_time_s,
+        partition=section.partition,
+        account=section.account,
+        qos=section.qos,
+        constraint=section.constraint,
+        exclude=tuple(section.exclude),
+        mem_per_node=section.mem_per_node,
+        setup=tuple(section.setup),
+        env=section.env,
+        sbatch_extra=section.sbatch_extra,
+        srun_extra=tuple(section.srun_extra),
+        array=tuple(range(num_tasks)),
+    )
+    command = (sys.executable, "-m", _SCRIPT, "--out", out, "--merge")
+    merge = replace(share, name=f"finish-{name}", command=command, cpus_per_task=1, array=(), dependency="afterok:JOB")
+    return PreparationJobs(asked=asked, out=out, jobs_dir=jobs_dir, num_tasks=num_tasks, share=share, merge=merge)
+
+
+def stands(out: str) -> bool:
+    """Whether a complete dataset is there."""
+    return storage.exists(storage.join(out, MANIFEST))
+
+
+def refuse_another(asked: Preparation, out: str) -> None:
+    """Raise when the dataset that stands was made from something else; one whose text has gone is taken as it is.
+
+    Raises:
+        DataError: with what differs.
+    """
+    if all(name.startswith(HUB_PREFIX) or storage.exists(name) for name in asked.inputs):
+        is_finished(make_plan(asked), out)
+
+
+def read_share(out: str) -> float | None:
+    """Tell which part of the text is done; None: the dataset is not being made."""
+    partial_dir = name_partial(out)
+    if not storage.exists(storage.join(partial_dir, PLAN)):
+        return None
+    state = progress(partial_dir)
+    return state.num_bytes_done / max(1, state.num_bytes)
+
+
+def submit_jobs(jobs: PreparationJobs, cluster: Cluster) -> str | None:
+    """Hand in the tasks that have something to do, and the job that finishes; join jobs that are at it already.
+
+    Returns:
+        The last job's id; None: the dataset is finished.
+    """
+    job_path = jobs.jobs_dir / "job.json"
+    if job_path.is_file():
+        known = json.loads(job_path.read_text(encoding="utf-8"))
+        before = open_cluster(known["scheduler"], state_dir=Path(known["state_dir"]))
+        if before.state(known["job_id"]).state.is_live:
+            return str(known["job_id"])
+    partial_dir = begin(jobs.asked, jobs.out)
+    if partial_dir is None:
+        return None
+    freeze_code(jobs.jobs_dir / "code")
+    (jobs.jobs_dir / "logs").mkdir(exist_ok=True)
+    dependency = None
+    if todo := _open_tasks(partial_dir, num_tasks=jobs.num_tasks):
+        share_id = cluster.submit(replace(jobs.share, array=todo), script_path=jobs.jobs_dir / "share.sbatch")
+        dependency = f"afterok:{share_id}"
+    job_id = cluster.submit(replace(jobs.merge, dependency=dependency), script_path=jobs.jobs_dir / "merge.sbatch")
+    state_dir = str(jobs.jobs_dir.parents[1] / ".cluster")
+    job = {"scheduler": cluster.name, "job_id": job_id, "state_dir": state_dir}
+    storage.write_atomic(str(job_path), (json.dumps(job) + "\n").encode())
+    return job_id
+
+
+def _open_tasks(partial_dir: str, *, num_tasks: int) -> tuple[int, ...]:
+    states = [progress(partial_dir, task=task, num_tasks=num_tasks) for task in range(num_tasks)]
+    return tuple(task for task, state in enumerate(states) if state.num_spans_done < state.num_spans)
