@@ -193,8 +193,12 @@ def test_a_mixture_is_trained_validated_and_held_to_its_datasets(tmp_path: Path,
     corpus = write_jsonl(tmp_path / "corpus.jsonl", make_texts(200)[::-1])
     other = tmp_path / "other"
     prepare(Preparation(inputs=(str(corpus),), tokenizer=str(dataset), validation=0.2), other)
+    both = f"data.mixture={{{dataset}: 3, {other}: 1}}"
+    done = submit_without_data(tmp_path / "runs", both, "data.path=null", "data.seq_len=65_536", LOCAL)
+    for path in (dataset, other):
+        assert f"the train split of {path} has" in done.stderr
     mixed = ("data.path=null", "data.replica_split=hash", "data.document_mask=true", "run.tokens=20_480", *SPLIT)
-    done = submit_without_data(tmp_path / "runs", f"data.mixture={{{dataset}: 3, {other}: 1}}", *mixed)
+    done = submit_without_data(tmp_path / "runs", both, *mixed)
     assert done.returncode == 0, done.stderr
     run_dir = RunDir(tmp_path / "runs" / "tiny")
     assert wait(run_dir)["job"]["state"] == "COMPLETED"

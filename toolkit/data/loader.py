@@ -19,7 +19,7 @@ from toolkit.topology import BatchShape
 
 MicroBatch: TypeAlias = tuple[Tensor | tuple[Tensor, Tensor], Tensor]
 """Tokens and labels, each int64 [micro_batch, seq_len]; where documents are kept apart, the tokens come with the number
-of each position's document in its sample, int32."""
+of each position's document in its sample, int32, and a label that is not learned is negative."""
 
 _LOOK_AHEAD = 1 << 17  # samples: in a random order they touch 10,000 shards with near certainty
 _NOT_LEARNED = -100  # the label that torch's cross_entropy passes over
@@ -134,7 +134,7 @@ class StepLoader:
     def shards_ahead(self, step: int) -> list[tuple[ShardEntry, ...]]:
         """List the shards of each dataset, those first that the steps from this one on need first: for a cache."""
         first = step * self._batch.samples_per_step
-        members, samples = self._find(first, _LOOK_AHEAD)
+        members, samples = self._find(first, min(_LOOK_AHEAD, sum(self.num_samples)))
         ahead = []
         for member, stream in enumerate(self._streams):
             mine = samples[members == member]

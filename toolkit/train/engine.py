@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from toolkit.config.schema import OptimSection, RunConfig
+from toolkit.data.loader import MicroBatch
 from toolkit.model.llama import Llama, token_loss
 from toolkit.model.pipeline import Pipeline
 from toolkit.topology import BatchShape
@@ -19,10 +20,6 @@ from toolkit.topology import BatchShape
 log = logging.getLogger(__name__)
 
 Tensors: TypeAlias = Tensor | tuple[Tensor, Tensor]
-
-MicroBatch: TypeAlias = tuple[Tensors, Tensor]
-"""Tokens and labels, each int64 [micro_batch, seq_len]; where attention keeps to documents, the tokens come with the
-document of each position, int32, and the label is negative where it is not learned."""
 
 
 @dataclass(frozen=True, slots=True)
