@@ -35,7 +35,8 @@ LOGIN_MODULES = [
     "toolkit.monitor.sinks",
     "toolkit.data.tokens",
     "toolkit.data.stream",
-    "toolkit.checkpoint.layout",
+    "toolkit.checkpoint.upload",
+    "toolkit.launch.archive",
 ]
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 

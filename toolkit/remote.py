@@ -37,8 +37,10 @@ _TROUBLE = (OSError, ValueError, RuntimeError, ImportError)
 """What file systems raise; hdfs-native says RuntimeError where it has no better word."""
 _PASSING_ERRNO = (None, errno.EIO, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
 """Remote clients give no number."""
-_PASSING_NATIVE = ("DataTransferError", "ChecksumError", "BlocksNotFound", "InternalError", "OperationFailed")
+_PASSING_DATA = ("DataTransferError", "ChecksumError", "BlocksNotFound")
+_PASSING_NATIVE = (*_PASSING_DATA, "InternalError", "OperationFailed")
 _PASSING_JAVA = ("SafeModeException", "RetriableException", "StandbyException", "ConnectException", "EOFException")
+_NO_TAKER = "could only be written to"  # also for some seconds after a name node has started
 
 _patience_s: ContextVar[float] = ContextVar("patience_s", default=60.0)
 _SILENT_PART = 3  # a call that only reads is asked again when it is silent for this part of the patience
@@ -90,7 +92,8 @@ def is_passing(error: BaseException | None) -> bool:
     """Whether trying again may help: the service was away, or a replica was bad."""
     if isinstance(error, RuntimeError):
         text = str(error)
-        return text.startswith(_PASSING_NATIVE) or any(f'{name}"' in text[:200] for name in _PASSING_JAVA)
+        java_class = text.split('", ')[0]
+        return text.startswith(_PASSING_NATIVE) or java_class.endswith(_PASSING_JAVA) or _NO_TAKER in text
     if isinstance(error, ConnectionError | TimeoutError):
         return True
     return type(error) is OSError and error.errno in _PASSING_ERRNO
@@ -293,6 +296,12 @@ def _advice(url: str, error: BaseException) -> tuple[str, str]:
             "whoever asks must have the right",
             "change the owner or the mode, or ask as another user (HADOOP_USER_NAME)",
         )
+    if _NO_TAKER in text:
+        rule = f"no data node of {service} would take the data"
+        return rule, "check that they live and have space (hdfs dfsadmin -report), then start again"
+    if text.startswith(_PASSING_DATA):
+        rule = f"no data node of {service} could send or take the data whole"
+        return rule, "check them (hdfs fsck PATH -files -blocks -locations), then start again"
     if is_passing(error) and not is_local(url):
         return f"{service} must answer", "check that it runs and can be reached from this host, then start again"
     return "the file system refused", "check the path, its owner and free space"

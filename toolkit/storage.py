@@ -8,7 +8,7 @@ import shutil
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
@@ -31,7 +31,7 @@ _BUFFER_BYTES = 1 << 20
 _PIECE_BYTES = 8 << 20
 _PIECES_AHEAD = 4  # pieces of a remote file that are on their way at once
 _FILES_AT_ONCE = 4
-_TRIES = 3  # of writing a whole file, after passing trouble
+_TRIES = 4  # of writing a whole file, after passing trouble
 
 
 def local_path(url: str) -> Path:
@@ -144,16 +144,20 @@ def write_beside(url: str) -> Iterator[IO[bytes]]:
     What stands there is replaced. After an error nothing is left.
     """
     beside = f"{url}.{uuid.uuid4().hex[:8]}.partial"
+    file = open_file(beside, "wb")
     try:
-        with open_file(beside, "wb") as file:
-            yield file
-            file.flush()
-            if is_local(url):
-                with remote.telling(url):
-                    os.fsync(file.fileno())
+        yield file
+        file.flush()
+        if is_local(url):
+            with remote.telling(url):
+                os.fsync(file.fileno())
+        file.close()
         rename(beside, url)
     except BaseException:
-        with suppress(StorageError, FileNotFoundError):  # the error at hand says more
+        # The error at hand says more than those of tidying up.
+        with suppress(StorageError, FileNotFoundError):
+            file.close()
+        with suppress(StorageError, FileNotFoundError):
             remove_tree(beside)
         raise
 
@@ -219,32 +223,41 @@ def copy_file(source: str, target: str, *, xxh3: str | None = None, report: Call
     return _repeat_whole(copy)
 
 
-def copy_tree(
-    source: str, target: str, *, last: Sequence[str] = (), report: Callable[[int], None] = _ignore
+def copy_files(
+    source: str,
+    target: str,
+    names: Sequence[str],
+    *,
+    xxh3: Mapping[str, str],
+    report: Callable[[int], None] = _ignore,
 ) -> dict[str, str]:
-    """Copy a directory, several files at once.
+    """Copy files from one directory to another, several at once; see `copy_file`.
 
     Args:
         source: directory to read.
         target: directory to write into; files that stand there are replaced, others stay.
-        last: files to copy after all others, in this order: those whose presence says that all is there.
-        report: see `copy_file`; called from several threads.
+        names: paths relative to both.
+        xxh3: what the content must be, of names for which that is known.
+        report: called from several threads.
 
     Returns:
-        The xxh3-128 of each file, by its path relative to the directory.
+        The xxh3-128 of each file by its name.
     """
-    names = [name for name in file_sizes(source) if name not in last]
 
     def copy(name: str) -> str:
-        return copy_file(join(source, name), join(target, name), report=report)
+        return copy_file(join(source, name), join(target, name), xxh3=xxh3.get(name), report=report)
 
     with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
         copied = [pool.submit(copy_context().run, copy, name) for name in names]
         try:
-            sums = [future.result() for future in copied]
+            return {name: future.result() for name, future in zip(names, copied, strict=True)}
         finally:
             pool.shutdown(cancel_futures=True)
-    return dict(zip([*names, *last], [*sums, *map(copy, last)], strict=True))
+
+
+def copy_tree(source: str, target: str, *, report: Callable[[int], None] = _ignore) -> dict[str, str]:
+    """Copy all files below a directory; see `copy_files`."""
+    return copy_files(source, target, list(file_sizes(source)), xxh3={}, report=report)
 
 
 def free_bytes(path: Path) -> int:
@@ -274,16 +287,16 @@ class _LocalWriter(io.FileIO):
 
 def _repeat_whole(act: Callable[[], T]) -> T:
     """Write a file again after passing trouble: what was sent of a remote one cannot be continued."""
-    for tries_left in reversed(range(_TRIES)):
+    for tries in range(1, _TRIES + 1):
         try:
             return act()
         except StorageError as error:
             # A timeout means that the patience is used up already.
             is_passing = remote.is_passing(error.__cause__) and not isinstance(error.__cause__, TimeoutError)
-            if not is_passing or not tries_left:
+            if not is_passing or tries == _TRIES:
                 raise
             log.warning("%s; writing it again", error)
-            time.sleep(random.uniform(0.2, 1.0))
+            time.sleep(random.uniform(0.25, 0.75) * 2**tries)
     raise AssertionError("the last try returns or raises")
 
 

@@ -14,6 +14,7 @@ import pytest
 import xxhash
 
 from tests.devcluster.minihdfs import Cluster, write_settings
+from tests.fetch import start_fetch
 from toolkit import storage
 from toolkit.data.cache import ShardCache
 from toolkit.data.manifest import ShardEntry
@@ -21,21 +22,11 @@ from toolkit.errors import StorageError
 
 CHECKOUT = Path(__file__).parents[2]
 DATA = os.urandom(1 << 20) * 48
-FETCH = """
-import logging, sys
-from pathlib import Path
-from toolkit.data.cache import ShardCache
-from toolkit.data.manifest import ShardEntry
-logging.basicConfig(level=logging.INFO)
-cache_dir, url, xxh3, num_bytes = sys.argv[1:]
-entry = ShardEntry(path="", num_tokens=0, num_documents=0, num_bytes=int(num_bytes), xxh3=xxh3)
-ShardCache(Path(cache_dir), max_bytes=2**30).fetch(url, entry)
-"""
 
 
 @pytest.fixture
-def healed(hdfs: Cluster) -> Iterator[Cluster]:
-    """Give the cluster to a test that hurts it, and make it whole afterwards."""
+def healed(hdfs: Cluster, remote_dir: str) -> Iterator[Cluster]:
+    """Give the cluster to a test that hurts it, and make it whole before `remote_dir` is deleted."""
     yield hdfs
     hdfs.up()
 
@@ -49,11 +40,6 @@ def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-
-
-def start(script: str, *arguments: str, **environ: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", script, *arguments]
-    return subprocess.Popen(command, cwd=CHECKOUT, env={**os.environ, **environ}, stderr=subprocess.PIPE, text=True)
 
 
 def once_after(num_bytes: int, act: Callable[[], None]) -> Callable[[int], None]:
@@ -126,21 +112,20 @@ def test_corrupt_replicas_alone_are_refused(healed: Cluster, remote_dir: str, tm
     assert [path.name for path in tmp_path.iterdir()] == ["room.lock"]
 
 
+@pytest.mark.timeout(120)  # the client's own tries take 174 s each
 def test_a_name_node_that_is_down_is_named_within_the_deadline(healed: Cluster, remote_dir: str) -> None:
     storage.write_atomic(f"{remote_dir}/file", b"data")
     healed.kill("nn")
     for ask in (storage.exists, storage.read_file, lambda url: storage.write_atomic(url, b"more")):
-        started = time.monotonic()
         with storage.patience(2), pytest.raises(StorageError, match=f"{healed.url} must answer"):
             ask(f"{remote_dir}/file")
-        assert time.monotonic() - started < 30  # the client's own tries take 174 s
 
 
 def test_a_process_killed_while_it_fetches(hdfs: Cluster, remote_dir: str, tmp_path: Path) -> None:
     storage.write_atomic(f"{remote_dir}/shard", DATA)
     entry = make_entry(DATA)
     cache_dir = tmp_path / "cache"
-    killed = start(FETCH, str(cache_dir), f"{remote_dir}/shard", entry.xxh3, str(entry.num_bytes))
+    killed = start_fetch(cache_dir, f"{remote_dir}/shard", entry)
     deadline = time.monotonic() + 60
     while not list(cache_dir.glob("*.partial")) and time.monotonic() < deadline:
         time.sleep(0.002)
@@ -155,7 +140,7 @@ def test_a_process_killed_while_it_fetches(hdfs: Cluster, remote_dir: str, tmp_p
 def test_two_processes_fetch_a_shard_once(hdfs: Cluster, remote_dir: str, tmp_path: Path) -> None:
     storage.write_atomic(f"{remote_dir}/shard", DATA)
     entry = make_entry(DATA)
-    both = [start(FETCH, str(tmp_path), f"{remote_dir}/shard", entry.xxh3, str(entry.num_bytes)) for _ in range(2)]
+    both = [start_fetch(tmp_path, f"{remote_dir}/shard", entry) for _ in range(2)]
     told = [process.communicate(timeout=60)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], told
     assert sum("fetched" in text for text in told) == 1
@@ -191,9 +176,8 @@ assert storage.list_files("hdfs://Site{path}") == ["hdfs://Site{path}/file"]
 assert storage.read_file("hdfs://{path}/file") == b"data"
 storage.write_atomic("hdfs://Site{path}/file", b"new")
 """
-    process = start(script, HADOOP_CONF_DIR=str(tmp_path))
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 0, told
+    environ = {**os.environ, "HADOOP_CONF_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", script], cwd=CHECKOUT, env=environ, check=True, timeout=60)
     assert storage.read_file(f"{remote_dir}/file") == b"new"
 
 

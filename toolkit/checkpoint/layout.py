@@ -20,9 +20,10 @@ FORMAT_VERSION = 1
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
 """What is stored of each parameter; the moments are Adam's."""
 
+MARK_NAME = "COMPLETE"
+INDEX_NAME = "index.json"
+
 _NAME = re.compile(r"step-(\d{8,})")
-_MARK = "COMPLETE"
-_INDEX = "index.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,9 +71,14 @@ def list_steps(checkpoints_dir: Path) -> list[int]:
     """List the steps of the complete checkpoints, oldest first."""
     if not checkpoints_dir.is_dir():
         return []
-    names = (entry for entry in checkpoints_dir.iterdir() if (entry / _MARK).is_file())
-    matches = (_NAME.fullmatch(entry.name) for entry in names)
-    return sorted(int(match[1]) for match in matches if match)
+    names = (entry for entry in checkpoints_dir.iterdir() if (entry / MARK_NAME).is_file())
+    return sorted(step for entry in names if (step := step_of(entry.name)) is not None)
+
+
+def step_of(name: str) -> int | None:
+    """Read the step out of the name of a complete checkpoint; None: it is no such name."""
+    match = _NAME.fullmatch(name)
+    return int(match[1]) if match else None
 
 
 def newest(checkpoints_dir: Path) -> Path | None:
@@ -90,14 +96,14 @@ def doomed_steps(steps: Sequence[int], *, keep: int, keep_every: int | None) -> 
 
 def delete(checkpoint_dir: Path) -> None:
     """Delete a checkpoint, its marker first, so that a half-deleted one is never trusted."""
-    (checkpoint_dir / _MARK).unlink(missing_ok=True)
+    (checkpoint_dir / MARK_NAME).unlink(missing_ok=True)
     shutil.rmtree(checkpoint_dir)
 
 
 def write_index(directory: Path, index: Index) -> None:
     """Write the index, then the marker."""
-    (directory / _INDEX).write_text(json.dumps(asdict(index), indent=1) + "\n", encoding="utf-8")
-    (directory / _MARK).touch()
+    (directory / INDEX_NAME).write_text(json.dumps(asdict(index), indent=1) + "\n", encoding="utf-8")
+    (directory / MARK_NAME).touch()
 
 
 def read_index(checkpoint_dir: Path) -> Index:
@@ -106,21 +112,35 @@ def read_index(checkpoint_dir: Path) -> Index:
     Raises:
         CheckpointError: no marker, no index, or one that cannot be read.
     """
-    if not (checkpoint_dir / _MARK).is_file():
+    if not (checkpoint_dir / MARK_NAME).is_file():
         raise CheckpointError(
-            f"{checkpoint_dir} is no complete checkpoint\n  it has no file {_MARK}\n"
+            f"{checkpoint_dir} is no complete checkpoint\n  it has no file {MARK_NAME}\n"
             "  use another one; `toolkit status RUN` lists those that are complete"
         )
+    path = checkpoint_dir / INDEX_NAME
     try:
-        fields = json.loads((checkpoint_dir / _INDEX).read_text(encoding="utf-8"))
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    return parse_index(data, origin=str(path))
+
+
+def parse_index(data: bytes, *, origin: str) -> Index:
+    """Understand an index.
+
+    Raises:
+        CheckpointError: it has another format, or is damaged; the text names `origin`.
+    """
+    try:
+        fields = json.loads(data)
         if fields["format_version"] != FORMAT_VERSION:
             raise CheckpointError(
-                f"{checkpoint_dir} has format {fields['format_version']}\n  this toolkit reads {FORMAT_VERSION}"
+                f"{origin} has format {fields['format_version']}; this toolkit reads {FORMAT_VERSION}"
             )
         parts = tuple(Part(**{**part, "tensors": tuple(part["tensors"])}) for part in fields.pop("parts"))
         return Index(**fields, parts=parts)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{checkpoint_dir / _INDEX} cannot be read: {error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{origin} is damaged: {error}\n  use another checkpoint") from error
 
 
 def check_parts(checkpoint_dir: Path, parts: Sequence[Part]) -> list[str]:

@@ -3,8 +3,6 @@
 import mmap
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,24 +11,14 @@ from pathlib import Path
 import pytest
 import xxhash
 
+from tests.fetch import start_fetch
 from toolkit import storage
 from toolkit.config.schema import DataSection
 from toolkit.data.cache import CacheFullError, ShardCache, open_cache
 from toolkit.data.manifest import ShardEntry
 from toolkit.errors import DataError, StorageError
 
-CHECKOUT = Path(__file__).parents[3]
 SIZE = 1 << 20
-FETCH = """
-import logging, sys
-from pathlib import Path
-from toolkit.data.cache import ShardCache
-from toolkit.data.manifest import ShardEntry
-logging.basicConfig(level=logging.INFO)
-cache_dir, url, xxh3, num_bytes = sys.argv[1:]
-entry = ShardEntry(path="", num_tokens=0, num_documents=0, num_bytes=int(num_bytes), xxh3=xxh3)
-ShardCache(Path(cache_dir), max_bytes=2**30).fetch(url, entry)
-"""
 
 
 def make_entry(data: bytes, path: str) -> ShardEntry:
@@ -61,11 +49,6 @@ def wait_until(is_so: Callable[[], bool]) -> None:
     while not is_so():
         assert time.monotonic() < deadline, "waited for 20 s"
         time.sleep(0.01)
-
-
-def start_fetch(cache_dir: Path, url: str, entry: ShardEntry) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", FETCH, str(cache_dir), url, entry.xxh3, str(entry.num_bytes)]
-    return subprocess.Popen(command, cwd=CHECKOUT, stderr=subprocess.PIPE, text=True)
 
 
 def test_a_shard_is_fetched_once(tmp_path: Path, shards: tuple[str, list[ShardEntry]]) -> None:

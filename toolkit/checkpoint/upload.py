@@ -1,0 +1,105 @@
+"""Copies of complete checkpoints at a URL: parts first, marker last, every file compared with the index."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from toolkit import storage
+from toolkit.checkpoint import layout
+from toolkit.checkpoint.layout import INDEX_NAME, MARK_NAME, Index
+from toolkit.errors import CheckpointError
+
+log = logging.getLogger(__name__)
+
+
+def upload_checkpoint(checkpoint_dir: Path, url: str) -> str:
+    """Copy a complete checkpoint below a URL, or find that it is there.
+
+    Returns:
+        Where it is; readers trust it once its marker is there, which is written last.
+
+    Raises:
+        CheckpointError: the local one is partial.
+        StorageError: it is damaged, or could not be copied; what was copied is not trusted.
+    """
+    index = layout.read_index(checkpoint_dir)
+    target = storage.join(url, checkpoint_dir.name)
+    local_index = storage.read_file(str(checkpoint_dir / INDEX_NAME))
+    if storage.exists(storage.join(target, MARK_NAME)):
+        if storage.read_file(storage.join(target, INDEX_NAME)) == local_index:
+            return target
+        delete_remote(target)  # the step was done again after a rollback
+    _copy_parts(str(checkpoint_dir), target, index)
+    storage.write_atomic(storage.join(target, INDEX_NAME), local_index)
+    storage.write_atomic(storage.join(target, MARK_NAME), b"")
+    log.info("uploaded %s", target)
+    return target
+
+
+def list_remote(url: str) -> dict[int, str]:
+    """List the checkpoints below a URL that are marked and have all their files, by step, oldest first."""
+    sizes = storage.file_sizes(url)
+    marked = [name.removesuffix(f"/{MARK_NAME}") for name in sizes if name.endswith(f"/{MARK_NAME}")]
+    steps = {step: name for name in marked if (step := layout.step_of(name)) is not None}
+    return {step: storage.join(url, steps[step]) for step in sorted(steps) if _is_whole(url, steps[step], sizes)}
+
+
+def newest_remote(url: str) -> str | None:
+    """Find the newest checkpoint below a URL that is whole; None: there is none."""
+    return next(reversed(list_remote(url).values()), None)
+
+
+def download_checkpoint(checkpoint_url: str, checkpoints_dir: Path) -> Path:
+    """Copy a checkpoint into the directory of a run's checkpoints.
+
+    Returns:
+        Its directory, complete and compared with the index.
+
+    Raises:
+        CheckpointError: it is partial, or its index is damaged.
+        StorageError: a part is damaged, or it could not be copied; nothing complete is left.
+    """
+    try:
+        storage.read_file(storage.join(checkpoint_url, MARK_NAME))
+        index = _read_index(checkpoint_url)
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{checkpoint_url} is no complete checkpoint\n  it lacks {MARK_NAME} or {INDEX_NAME}\n  use another one"
+        ) from error
+    partial = layout.partial_dir(checkpoints_dir, step=index.step)
+    storage.remove_tree(str(partial))
+    _copy_parts(checkpoint_url, str(partial), index)
+    layout.write_index(partial, index)
+    final = layout.step_dir(checkpoints_dir, step=index.step)
+    if final.exists():  # left without its marker, or the caller wants this one instead
+        layout.delete(final)
+    storage.rename(str(partial), str(final))
+    return final
+
+
+def delete_remote(checkpoint_url: str) -> None:
+    """Delete a checkpoint, its marker first, so that a half-deleted one is never trusted."""
+    storage.remove_tree(storage.join(checkpoint_url, MARK_NAME))
+    storage.remove_tree(checkpoint_url)
+
+
+def _copy_parts(source: str, target: str, index: Index) -> None:
+    sums = {part.path: part.xxh3 for part in index.parts}
+    storage.copy_files(source, target, list(sums), xxh3=sums)
+
+
+def _read_index(checkpoint_url: str) -> Index:
+    path = storage.join(checkpoint_url, INDEX_NAME)
+    return layout.parse_index(storage.read_file(path), origin=path)
+
+
+def _is_whole(url: str, name: str, sizes: Mapping[str, int]) -> bool:
+    try:
+        index = _read_index(storage.join(url, name))
+    except (CheckpointError, FileNotFoundError) as error:
+        log.warning("passed over %s: %s", storage.join(url, name), error)
+        return False
+    wrong = [part.path for part in index.parts if sizes.get(f"{name}/{part.path}") != part.num_bytes]
+    if wrong:
+        log.warning("passed over %s: %s missing or cut off", storage.join(url, name), ", ".join(wrong))
+    return not wrong
