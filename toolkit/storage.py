@@ -309,24 +309,31 @@ def _read_pieces(url: str) -> Iterator[bytes]:
         return
     num_bytes = size(url)
     with ThreadPoolExecutor(_PIECES_AHEAD) as pool:
-        pending: deque[Future[bytes]] = deque()
+        pending: deque[Future[list[bytes]]] = deque()
         try:
             for start in range(0, num_bytes, _PIECE_BYTES):
                 end = min(start + _PIECE_BYTES, num_bytes)
                 pending.append(pool.submit(copy_context().run, _read_piece, url, start, end))
                 if len(pending) == _PIECES_AHEAD:
-                    yield pending.popleft().result()
+                    yield from pending.popleft().result()
             while pending:
-                yield pending.popleft().result()
+                yield from pending.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _read_piece(url: str, start: int, end: int) -> bytes:
-    def act(fs: Any, path: str) -> bytes:
-        data: bytes = fs.cat_file(path, start=start, end=end)
-        if len(data) != end - start:
-            raise OSError(f"{len(data)} bytes came instead of {end - start}: the file is changing")
-        return data
+def _read_piece(url: str, start: int, end: int) -> list[bytes]:
+    def act(fs: Any, path: str) -> list[bytes]:
+        # Large reads are slower: 435 MB/s in 1 MiB, 200 MB/s in one (4 pieces of 8 MiB on their way, 2 cores).
+        chunks = []
+        with fs.open(path, "rb") as file:
+            file.seek(start)
+            for place in range(start, end, _BUFFER_BYTES):
+                count = min(_BUFFER_BYTES, end - place)
+                chunk = bytes(file.read(count))
+                if len(chunk) != count:
+                    raise OSError(f"{len(chunk)} bytes came instead of {count}: the file is changing")
+                chunks.append(chunk)
+        return chunks
 
     return remote.ask(url, act)

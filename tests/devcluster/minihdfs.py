@@ -129,7 +129,10 @@ def _run(*command: str | Path, cwd: Path | None = None) -> None:
 
 
 class Cluster:
-    """One HDFS in a directory; its state is in `cluster.json`, so each command can be a process of its own."""
+    """One HDFS in a directory; its state is in `cluster.json`, so each command can be a process of its own.
+
+    With `dies_with_parent` nodes die with the thread that started them: start them from the main one.
+    """
 
     def __init__(self, base: Path, *, dies_with_parent: bool = False) -> None:
         self.base = base.resolve()
