@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from toolkit import storage
+
 
 @dataclass(frozen=True, slots=True)
 class RunDir:
@@ -67,8 +69,12 @@ class RunDir:
 
     @property
     def checkpoints_dir(self) -> Path:
-        """Checkpoints, unless checkpoint.dir says elsewhere."""
+        """Checkpoints, unless checkpoint.dir names another directory: see `find_checkpoints`."""
         return self.root / "checkpoints"
+
+    def find_checkpoints(self, asked: str | None) -> Path:
+        """Say where checkpoints are written; where checkpoint.dir is a URL, they are copied there from here."""
+        return storage.local_path(asked) if asked is not None and storage.is_local(asked) else self.checkpoints_dir
 
     @property
     def logs_dir(self) -> Path:

@@ -2,12 +2,13 @@
 
 import logging
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from toolkit import storage
 from toolkit.checkpoint import layout
 from toolkit.checkpoint.layout import INDEX_NAME, MARK_NAME, Index
-from toolkit.errors import CheckpointError
+from toolkit.errors import CheckpointError, StorageError
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +82,57 @@ def delete_remote(checkpoint_url: str) -> None:
     """Delete a checkpoint, its marker first, so that a half-deleted one is never trusted."""
     storage.remove_tree(storage.join(checkpoint_url, MARK_NAME))
     storage.remove_tree(checkpoint_url)
+
+
+class Mirror:
+    """Keeps a run's newest checkpoints at a URL too, copied in the background; rank 0 has one. Close it."""
+
+    def __init__(self, url: str, checkpoints_dir: Path, *, keep: int, keep_every: int | None) -> None:
+        self._url = url
+        self._dir = checkpoints_dir
+        self._keep = keep
+        self._keep_every = keep_every
+        self._executor = ThreadPoolExecutor(1, "upload")
+        self._in_work: tuple[int, Future[None]] | None = None
+
+    @property
+    def step_in_work(self) -> int | None:
+        """The step whose checkpoint is being read, and must stay until it is copied."""
+        return None if self._in_work is None or self._in_work[1].done() else self._in_work[0]
+
+    def restore(self) -> None:
+        """Bring the newest copy here where none is as new: on a new file system, or after the directory was lost.
+
+        Raises:
+            CheckpointError: it is damaged.
+            StorageError: it cannot be copied.
+        """
+        steps = list_remote(self._url)
+        if steps and max(steps) > max(layout.list_steps(self._dir), default=-1):
+            log.info("restoring %s", steps[max(steps)])
+            download_checkpoint(steps[max(steps)], self._dir)
+
+    def upload(self, step: int) -> None:
+        """Copy a checkpoint, unless the one before is still on its way: the next one will be newer."""
+        if self.step_in_work is not None:
+            log.warning("step %d is not uploaded: step %d is still on its way", step, self.step_in_work)
+            return
+        self._in_work = (step, self._executor.submit(self._copy, step))
+
+    def close(self, newest_step: int | None) -> None:
+        """Wait for what is on its way, and copy the newest one where it was passed over."""
+        self._executor.shutdown()
+        if newest_step is not None and (self._in_work is None or self._in_work[0] != newest_step):
+            self._copy(newest_step)
+
+    def _copy(self, step: int) -> None:
+        try:
+            upload_checkpoint(layout.step_dir(self._dir, step=step), self._url)
+            remote = list_remote(self._url)
+            for old in layout.doomed_steps(list(remote), keep=self._keep, keep_every=self._keep_every):
+                delete_remote(remote[old])
+        except (StorageError, CheckpointError, FileNotFoundError) as error:
+            log.warning("step %d is not uploaded; training goes on: %s", step, error)  # the local copy is whole
 
 
 def _copy_parts(source: str, target: str, index: Index) -> None:

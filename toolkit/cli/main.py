@@ -63,13 +63,16 @@ def _parser() -> argparse.ArgumentParser:
     _add_json(config)
     sync = _add(verbs, "sync", _sync, "send to W&B what was recorded offline")
     sync.add_argument("run", help="name of a run")
+    upload = _add(verbs, "upload", _upload, "copy the directory of a run to a URL; again: what has changed")
+    upload.add_argument("run", help="name of a run")
+    upload.add_argument("url", help="directory of the copy (hdfs://HOST:PORT/..., or a path)")
     generate = _add(verbs, "generate", _generate, "continue a text with the newest checkpoint of a run")
     generate.add_argument("run", help="name of a run")
     generate.add_argument("--prompt", required=True, help="text to continue")
     generate.add_argument("--tokens", type=int, default=64, help="tokens to add at most (default: %(default)s)")
     generate.add_argument("--temperature", type=float, default=0.8, help="0: the likeliest (default: %(default)s)")
     generate.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
-    for verb in (status, logs, cancel, sync, generate):
+    for verb in (status, logs, cancel, sync, upload, generate):
         verb.add_argument("--root", type=Path, default=Path("runs"), help="directory of runs (default: %(default)s)")
     return parser
 
@@ -193,13 +196,19 @@ def _sync(asked: argparse.Namespace) -> None:
     print(f"sent {len(sent)} attempts: {', '.join(sent)}" if sent else "nothing to send")
 
 
+def _upload(asked: argparse.Namespace) -> None:
+    run_dir = _find(asked)
+    names = show.upload(run_dir, asked.url, console)
+    print(f"run {run_dir.name}: {len(names)} files and all complete checkpoints are at {asked.url}")
+
+
 def _generate(asked: argparse.Namespace) -> None:
     # deferred: the only verb that needs torch
     from toolkit.train.generate import generate  # noqa: PLC0415
 
     run_dir = _find(asked)
     cfg = load_config(run_dir.config_path).config
-    checkpoints = Path(cfg.checkpoint.dir) if cfg.checkpoint.dir else run_dir.checkpoints_dir
+    checkpoints = run_dir.find_checkpoints(cfg.checkpoint.dir)
     options = {"num_tokens": asked.tokens, "temperature": asked.temperature, "seed": asked.seed}
     print(generate(cfg, checkpoints, prompt=asked.prompt, **options))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
 from toolkit.cluster.base import Cluster, JobState, JobStatus
@@ -18,6 +18,7 @@ from toolkit.config.load import Loaded, load_config
 from toolkit.config.schema import DataSection, to_dict
 from toolkit.data.mixture import mean_unigram_loss, open_members
 from toolkit.errors import RunError, ToolkitError
+from toolkit.launch.archive import upload_run
 from toolkit.launch.ledger import Attempt, read_attempts, read_failures
 from toolkit.launch.prepare import PreparationJobs, read_share
 from toolkit.launch.submit import job_status
@@ -102,6 +103,14 @@ def print_preparation(jobs: PreparationJobs, cluster: Cluster, console: Console,
     )
     for name, spec in (("share", jobs.share), ("merge", jobs.merge)) if with_scripts else ():
         console.print(f"\n{jobs.jobs_dir}/{name}.sbatch would be:\n\n{cluster.render(spec)}", markup=False)
+
+
+def upload(run_dir: RunDir, url: str, console: Console) -> list[str]:
+    """Copy a run with a bar of the bytes that are done; give the names of the files beside checkpoints."""
+    columns = (TextColumn("copied"), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=None)
+        return upload_run(run_dir, url, report=lambda num_bytes: progress.advance(task, num_bytes))
 
 
 def print_runs(root: Path, console: Console, *, as_json: bool) -> None:

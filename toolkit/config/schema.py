@@ -179,7 +179,8 @@ class CheckpointSection:
     keep_every: Count | None = None
     """Besides, keep the checkpoints whose step is a multiple of this. None: none."""
     dir: str | None = None
-    """Directory of checkpoints. None: checkpoints/ in the run directory."""
+    """Directory of checkpoints. None: checkpoints/ in the run directory. A URL (hdfs://...): there too, copied from the
+    run directory in the background, and restored from there when they are gone here."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,6 +11,7 @@ mapped, or for a minute after it was looked up; deleting it even then would hurt
 """
 
 import fcntl
+import itertools
 import logging
 import os
 import random
@@ -143,10 +144,10 @@ class ShardCache:
             return len(entries)
         return max(1, self._max_bytes // 4 // max(entry.num_bytes for entry in entries))
 
-    def prefetch(self, dataset_url: str, entries: Sequence[ShardEntry]) -> None:
-        """Fetch shards in the background, in the order of their first use; one rank a node does so."""
+    def prefetch(self, shards: Sequence[tuple[str, ShardEntry]]) -> None:
+        """Fetch shards (each with its URL) in the background, in the order of their first use; one rank a node does."""
         assert self._prefetcher is None, "a cache prefetches one order"
-        self._prefetcher = _Prefetcher(self, dataset_url, entries, ahead_bytes=self._max_bytes // 2)
+        self._prefetcher = _Prefetcher(self, shards, ahead_bytes=self._max_bytes // 2)
         self._prefetcher.start()
 
     def close(self) -> None:
@@ -198,15 +199,11 @@ class ShardCache:
 class _Prefetcher:
     """One thread that fetches in order, at most `ahead_bytes` ahead of the shard that was used last."""
 
-    def __init__(self, cache: ShardCache, url: str, entries: Sequence[ShardEntry], *, ahead_bytes: int) -> None:
+    def __init__(self, cache: ShardCache, shards: Sequence[tuple[str, ShardEntry]], *, ahead_bytes: int) -> None:
         self._cache = cache
-        self._url = url
-        self._entries = entries
-        self._places = {entry.path: place for place, entry in reversed(list(enumerate(entries)))}
-        ends = [0]
-        for entry in entries:
-            ends.append(ends[-1] + entry.num_bytes)
-        self._ends = ends
+        self._shards = shards
+        self._places = {entry.xxh3: place for place, (_, entry) in reversed(list(enumerate(shards)))}
+        self._ends = [0, *itertools.accumulate(entry.num_bytes for _, entry in shards)]
         self._ahead_bytes = ahead_bytes
         self._last_used = 0
         self._moved = threading.Condition()
@@ -228,14 +225,14 @@ class _Prefetcher:
         if self._trouble:
             raise self._trouble
         with self._moved:
-            self._last_used = max(self._last_used, self._places.get(entry.path, 0))
+            self._last_used = max(self._last_used, self._places.get(entry.xxh3, 0))
             self._moved.notify_all()
 
     def _run(self) -> None:
         try:
-            for place, entry in enumerate(self._entries):
+            for place, (url, entry) in enumerate(self._shards):
                 self._wait_for_turn(place)
-                while not self._cache.is_closed and not self._try_to_fetch(entry):
+                while not self._cache.is_closed and not self._try_to_fetch(url, entry):
                     self._wait_for_change()
         except BaseException as error:  # told to the thread that reads: see note_use
             self._trouble = error
@@ -252,9 +249,9 @@ class _Prefetcher:
             before = self._last_used
             self._moved.wait_for(lambda: self._cache.is_closed or self._last_used != before, timeout=_RETRY_S)
 
-    def _try_to_fetch(self, entry: ShardEntry) -> bool:
+    def _try_to_fetch(self, url: str, entry: ShardEntry) -> bool:
         try:
-            self._cache.fetch(storage.join(self._url, entry.path), entry)
+            self._cache.fetch(url, entry)
         except (StorageError, FileNotFoundError) as error:
             # Whoever needs the shard meets the same trouble in its own call, and stops there.
             if not self._cache.is_closed:

@@ -7,11 +7,13 @@ import traceback
 from dataclasses import replace
 from pathlib import Path
 
+from toolkit import storage
+from toolkit.checkpoint.upload import Mirror
 from toolkit.cluster.choose import open_cluster
 from toolkit.config.load import load_config
-from toolkit.config.schema import RunConfig, to_dict
+from toolkit.config.schema import CheckpointSection, RunConfig, to_dict
 from toolkit.data.mixture import open_members
-from toolkit.data.stream import MAX_MAPPED, locate_in
+from toolkit.data.places import ShardPlaces
 from toolkit.distributed import Place, World, is_lost_connection, read_place
 from toolkit.errors import EXIT_BUG, EXIT_DONE, ToolkitError, TryAgainError
 from toolkit.launch.ledger import Attempt, Failure, begin_attempt, end_attempt, fail_attempt, write_failure
@@ -74,12 +76,13 @@ def _surround(cfg: RunConfig, run_dir: RunDir, world: World, stop: StopFlag, for
     costs = layer_costs(cfg.model, seq_len=cfg.data.seq_len)
     is_gpu = world.device.type == "cuda"
     hardware = find_hardware(cfg.cluster.gpu_type) if is_gpu and cfg.cluster.gpu_type else None
+    members = open_members(cfg.data.weights)
     return Surroundings(
         world=world,
-        members=open_members(cfg.data.weights),
-        locate_in=locate_in,
-        max_mapped=MAX_MAPPED,
-        checkpoints_dir=checkpoints_dir(cfg, run_dir),
+        members=members,
+        places=ShardPlaces(members, cfg.data, os.environ),
+        checkpoints_dir=run_dir.find_checkpoints(cfg.checkpoint.dir),
+        mirror=_open_mirror(cfg.checkpoint, run_dir) if world.rank == 0 else None,
         stop=stop,
         formatter=formatter,
         rate=RateMeter(
@@ -112,9 +115,10 @@ def to_plain(cfg: RunConfig) -> dict[str, object]:
     return dict(sections)
 
 
-def checkpoints_dir(cfg: RunConfig, run_dir: RunDir) -> Path:
-    """Say where a run keeps its checkpoints."""
-    return Path(cfg.checkpoint.dir) if cfg.checkpoint.dir else run_dir.checkpoints_dir
+def _open_mirror(section: CheckpointSection, run_dir: RunDir) -> Mirror | None:
+    if section.dir is None or storage.is_local(section.dir):
+        return None
+    return Mirror(section.dir, run_dir.checkpoints_dir, keep=section.keep, keep_every=section.keep_every)
 
 
 def _fail(run_dir: RunDir, place: Place, error: Exception) -> int:

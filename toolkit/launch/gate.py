@@ -14,10 +14,12 @@ from toolkit.data.preparation import Preparation
 from toolkit.data.sources import find_inputs
 from toolkit.data.stream import count_samples
 from toolkit.data.tokenizer import identify_tokenizer, load_tokenizer
-from toolkit.errors import DataError, Problem, RunError
+from toolkit.errors import DataError, Problem, RunError, StorageError, ToolkitError
 from toolkit.launch.prepare import ask_for, refuse_another, stands
 from toolkit.plan.costs import num_parameters
 from toolkit.rundir import RunDir
+
+_ANSWER_S = 15.0  # nobody waits for a failover at the prompt
 
 
 def check_partition(cfg: RunConfig, partition: PartitionLimits) -> list[Problem]:
@@ -42,17 +44,26 @@ def check_data(cfg: RunConfig) -> list[Problem]:
     if not cfg.data.weights or (cfg.data.source and cfg.data.tokenizer is None):
         return []  # check_config has said it
     try:
-        if cfg.data.source:
-            asked, out = ask_for(cfg.data)
-            if not stands(out):
-                return _check_source(cfg, asked)
-            refuse_another(asked, out)
-        members = open_members(cfg.data.weights)
-        problems = [problem for member in members for problem in _check_member(cfg, member)]
-    except DataError as error:
-        what, *rest = str(error).split("\n  ")
-        return [Problem(what, "; ".join(rest[:-1]), rest[-1] if rest else "")]
+        with storage.patience(_ANSWER_S):
+            return _check_datasets(cfg)
+    except (DataError, StorageError) as error:
+        return [_as_problem(error)]
+
+
+def _check_datasets(cfg: RunConfig) -> list[Problem]:
+    if cfg.data.source:
+        asked, out = ask_for(cfg.data)
+        if not stands(out):
+            return _check_source(cfg, asked)
+        refuse_another(asked, out)
+    members = open_members(cfg.data.weights)
+    problems = [problem for member in members for problem in _check_member(cfg, member)]
     return [*problems, *_check_vocabulary(cfg, members[0].manifest.tokenizer.vocab_size)]
+
+
+def _as_problem(error: ToolkitError) -> Problem:
+    what, *rest = str(error).split("\n  ")
+    return Problem(what, "\n  ".join(rest[:-1]), rest[-1] if rest else "")
 
 
 def _check_source(cfg: RunConfig, asked: Preparation) -> list[Problem]:
@@ -85,7 +96,8 @@ def _check_member(cfg: RunConfig, member: Member) -> list[Problem]:
 def check_places(cfg: RunConfig) -> list[Problem]:
     """Try to write where the run will, leaving nothing, and compare free space with one checkpoint."""
     root = Path(cfg.run.root) / cfg.run.name
-    target = Path(cfg.checkpoint.dir) if cfg.checkpoint.dir else root
+    is_mirrored = cfg.checkpoint.dir is not None and not storage.is_local(cfg.checkpoint.dir)
+    target = Path(cfg.checkpoint.dir) if cfg.checkpoint.dir and not is_mirrored else root
     problems = []
     for key, place in {"run.root": root, "checkpoint.dir": target}.items():
         existing = storage.nearest_existing(place)
@@ -97,6 +109,8 @@ def check_places(cfg: RunConfig) -> list[Problem]:
             problems.append(Problem(what, f"{place} is to be there", f"set {key}, or ask for the right to write"))
     if problems:
         return problems[:1] if target == root else problems
+    if is_mirrored:
+        problems += _check_reachable(str(cfg.checkpoint.dir))
     need, free = layout.bytes_needed(num_parameters(cfg.model)), storage.free_bytes(target)
     if need > free:
         what = f"{target} has {free / 2**30:.1f} GiB free"
@@ -105,10 +119,18 @@ def check_places(cfg: RunConfig) -> list[Problem]:
     return problems
 
 
+def _check_reachable(url: str) -> list[Problem]:
+    try:
+        with storage.patience(_ANSWER_S):
+            storage.exists(url)
+    except StorageError as error:
+        return [_as_problem(error)]
+    return []
+
+
 def refuse_foreign_checkpoint(cfg: RunConfig, run_dir: RunDir) -> None:
     """Raise when the run directory has checkpoints of something else under the same name."""
-    directory = Path(cfg.checkpoint.dir) if cfg.checkpoint.dir else run_dir.checkpoints_dir
-    newest = layout.newest(directory)
+    newest = layout.newest(run_dir.find_checkpoints(cfg.checkpoint.dir))
     if newest is None:
         return
     index = layout.read_index(newest)

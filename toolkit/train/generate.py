@@ -7,7 +7,7 @@ import torch
 from toolkit.checkpoint import layout
 from toolkit.checkpoint.reader import TensorReader
 from toolkit.config.schema import RunConfig
-from toolkit.data.manifest import TOKENIZER_NAME, read_manifest
+from toolkit.data.manifest import read_manifest
 from toolkit.data.tokenizer import load_tokenizer
 from toolkit.errors import CheckpointError
 from toolkit.model.llama import Llama
@@ -39,7 +39,7 @@ def generate(
     if newest is None:
         raise CheckpointError(f"{checkpoints_dir} has no complete checkpoint\n  let the run save one first")
     dataset_dir = next(iter(cfg.data.weights))  # all datasets of a mixture have the same tokenizer
-    tokenizer = load_tokenizer(str(Path(dataset_dir) / TOKENIZER_NAME))
+    tokenizer = load_tokenizer(dataset_dir)
     eos_id = read_manifest(dataset_dir).tokenizer.eos_id
     model = load_model(cfg, newest)
     generator = torch.Generator().manual_seed(seed)

@@ -5,17 +5,18 @@ import dataclasses
 import enum
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from toolkit.checkpoint import layout, saver
+from toolkit.checkpoint.upload import Mirror
 from toolkit.config.schema import RunConfig
 from toolkit.data.loader import PrefetchingLoader, StepLoader, open_streams
 from toolkit.data.mixture import Member, identify
-from toolkit.data.stream import Locate
+from toolkit.data.places import ShardPlaces
 from toolkit.distributed import World
 from toolkit.log import RankFormatter
 from toolkit.monitor import metrics
@@ -57,11 +58,10 @@ class Surroundings:
     world: World
     members: Sequence[Member]
     """The datasets that are read."""
-    locate_in: Callable[[str], Locate]
-    """Finds the shards of a dataset on this node."""
-    max_mapped: int
-    """Shards that this rank may keep mapped."""
+    places: ShardPlaces
     checkpoints_dir: Path
+    mirror: Mirror | None
+    """Copies checkpoints to a URL; on rank 0, where one is asked for."""
     stop: StopFlag
     formatter: RankFormatter
     rate: RateMeter
@@ -77,14 +77,20 @@ class Training:
         self.around = around
         self.replica = Topology(stages=cfg.parallel.stages, replicas=cfg.replicas).replica_of(around.world.rank)
         self.engine: Engine = build_engine(cfg, boundaries=around.boundaries, device=around.world.device)
-        self.loader = self._open_loader()
+        loader = self._open_loader()
         self.step = self._load()
         self.saved_step = self.step
+        if around.world.place.local_rank == 0:
+            around.places.prefetch(loader.shards_ahead(self.step))
+        self.loader = PrefetchingLoader(loader, replica=self.replica, device=around.world.device)
 
     def run(self, sinks: Sinks) -> Outcome:
         """Train until the end, a stop or a bad number."""
-        with contextlib.closing(self.loader):
-            return self._run(sinks)
+        with contextlib.closing(self.loader), contextlib.closing(self.around.places):
+            outcome = self._run(sinks)
+        if self.around.mirror is not None:
+            self.around.mirror.close(self.saved_step or None)
+        return outcome
 
     def _run(self, sinks: Sinks) -> Outcome:
         first_step = self.step
@@ -145,17 +151,17 @@ class Training:
     def _open_validation(self) -> Validation | None:
         if self.cfg.monitor.eval_every is None:
             return None
-        return Validation(self.cfg, self.around.members, locate_in=self.around.locate_in, replica=self.replica)
+        return Validation(self.cfg, self.around.members, locate_in=self.around.places.locate_in, replica=self.replica)
 
-    def _open_loader(self) -> PrefetchingLoader:
+    def _open_loader(self) -> StepLoader:
         data, members = self.cfg.data, self.around.members
-        loader = StepLoader(
+        return StepLoader(
             open_streams(
                 members,
                 "train",
                 seq_len=data.seq_len,
-                locate_in=self.around.locate_in,
-                max_mapped=self.around.max_mapped,
+                locate_in=self.around.places.locate_in,
+                max_mapped=self.around.places.max_mapped,
             ),
             shares=[member.share for member in members],
             seq_len=data.seq_len,
@@ -166,9 +172,10 @@ class Training:
             document_end=members[0].manifest.tokenizer.eos_id if data.document_mask else None,
             pin_memory=self.around.world.device.type == "cuda",
         )
-        return PrefetchingLoader(loader, replica=self.replica, device=self.around.world.device)
 
     def _load(self) -> int:
+        if self.around.mirror is not None:
+            self.around.mirror.restore()
         newest = layout.newest(self.around.checkpoints_dir)
         # The answer of one rank counts for all: a shared file system may show others an older state.
         newest = self.around.world.gather(newest)[0]
@@ -195,9 +202,15 @@ class Training:
         self.saved_step = self.step
         log.info("saved %s in %.1f s", saved, time.monotonic() - started)
         if self.around.world.rank == 0:
-            steps = layout.list_steps(self.around.checkpoints_dir)
-            kept = self.cfg.checkpoint
-            for step in layout.doomed_steps(steps, keep=kept.keep, keep_every=kept.keep_every):
+            self._tidy_up()
+
+    def _tidy_up(self) -> None:
+        mirror, kept = self.around.mirror, self.cfg.checkpoint
+        if mirror is not None:
+            mirror.upload(self.step)
+        steps = layout.list_steps(self.around.checkpoints_dir)
+        for step in layout.doomed_steps(steps, keep=kept.keep, keep_every=kept.keep_every):
+            if mirror is None or step != mirror.step_in_work:
                 layout.delete(layout.step_dir(self.around.checkpoints_dir, step=step))
 
     def _index(self, *, step: int) -> layout.Index:

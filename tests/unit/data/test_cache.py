@@ -133,7 +133,7 @@ def test_shards_are_there_before_they_are_used(tmp_path: Path, shards: tuple[str
     def is_here(number: int) -> bool:
         return (tmp_path / f"{entries[number].xxh3}-{SIZE}.arrow").exists()
 
-    cache.prefetch(url, entries)
+    cache.prefetch([(storage.join(url, entry.path), entry) for entry in entries])
     wait_until(lambda: is_here(4))
     assert not is_here(6)  # half of the cache is for what is to come
     locate(entries[3])
@@ -147,7 +147,7 @@ def test_trouble_while_fetching_ahead_is_met_only_by_who_needs_the_shard(
     url, entries = shards
     storage.remove_tree(storage.join(url, entries[1].path))
     cache = ShardCache(tmp_path, max_bytes=8 * SIZE)
-    cache.prefetch(url, entries)
+    cache.prefetch([(storage.join(url, entry.path), entry) for entry in entries])
     wait_until(lambda: "cannot fetch ahead" in caplog.text)
     locate = cache.locate_in(url)
     locate(entries[0])
