@@ -40,7 +40,15 @@ _PASSING_ERRNO = (None, errno.EIO, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.EN
 _PASSING_DATA = ("DataTransferError", "ChecksumError", "BlocksNotFound")
 _PASSING_NATIVE = (*_PASSING_DATA, "InternalError", "OperationFailed")
 _PASSING_JAVA = ("SafeModeException", "RetriableException", "StandbyException", "ConnectException", "EOFException")
+_KERBEROS = ("GSSAPI", "libgssapi", "SASL")
 _NO_TAKER = "could only be written to"  # also for some seconds after a name node has started
+
+_CLIENT_TRIES = {
+    # Few, and tried again here: the client's own tries do not tell what was wrong.
+    "calls": {"dfs.client.failover.max.attempts": "3", "dfs.client.failover.sleep.base.millis": "100"},
+    # About 60 s: what was sent of a file cannot be sent again.
+    "writing": {"dfs.client.failover.sleep.max.millis": "5000"},
+}
 
 _patience_s: ContextVar[float] = ContextVar("patience_s", default=60.0)
 _SILENT_PART = 3  # a call that only reads is asked again when it is silent for this part of the patience
@@ -92,6 +100,8 @@ def is_passing(error: BaseException | None) -> bool:
     """Whether trying again may help: the service was away, or a replica was bad."""
     if isinstance(error, RuntimeError):
         text = str(error)
+        if any(word in text for word in _KERBEROS):
+            return False
         java_class = text.split('", ')[0]
         return text.startswith(_PASSING_NATIVE) or java_class.endswith(_PASSING_JAVA) or _NO_TAKER in text
     if isinstance(error, ConnectionError | TimeoutError):
@@ -114,8 +124,8 @@ def telling(url: str) -> Iterator[None]:
 def first_line(error: BaseException) -> str:
     """Give the sentence of an error without its stack, `PermissionError: ...` for a Java exception."""
     text = str(error).strip()
-    # What hdfs-native has no exception for comes as its own: Kind("sentence") or RPCError("java.Class", "sentence").
-    native = re.match(r'\w+\("(?:(?:[\w]+\.)*([\w$]+)", ")?(.*?)(?:"\)|\\n|$)', text)
+    # Where hdfs-native has no exception: Kind("sentence"), RPCError("java.Class", "sentence"), Kind(..., "sentence").
+    native = re.match(r'\w+\((?:"(?:\w+\.)*([\w$]+)", |.*, )?"(.*?)(?:"\)|\\n|$)', text)
     if native:
         text = ": ".join(filter(None, native.groups()))
     return text.split("\n")[0] or type(error).__name__
@@ -181,11 +191,13 @@ class RemoteWriter(io.RawIOBase):
     def __init__(self, url: str) -> None:
         self.name = url
 
-        def act(fs: Any, path: str) -> Any:
+        def make_dirs(fs: Any, path: str) -> None:
             fs.makedirs(os.path.dirname(path), exist_ok=True)
-            return fs.open(path, "wb")
 
-        self._handle = order(url, act)
+        ask(url, make_dirs)
+        fs, path = resolve(url, kind="writing")
+        with telling(url):
+            self._handle = _within(_patience_s.get(), lambda: fs.open(path, "wb"))
 
     def writable(self) -> bool:
         """It can be written."""
@@ -207,30 +219,26 @@ class RemoteWriter(io.RawIOBase):
             _within(_patience_s.get(), self._handle.close)
 
 
-def resolve(url: str) -> tuple[Any, str]:
-    """Give the file system of a URL and the path in it."""
+def resolve(url: str, *, kind: str = "calls") -> tuple[Any, str]:
+    """Give the file system of a URL and the path in it; `kind` is one of `_CLIENT_TRIES`."""
     with telling(url):
         if not is_hadoop(url):
             fs, path = fsspec.core.url_to_fs(url)
             return fs, path
         protocol, _, rest = url.partition("://")
         place, slash, path = rest.partition("/")
-        return _hadoop(protocol, place, os.getpid()), urllib.parse.unquote(slash + path) or "/"
+        return _hadoop(protocol, place, os.getpid(), kind), urllib.parse.unquote(slash + path) or "/"
 
 
 @functools.cache
-def _hadoop(protocol: str, place: str, pid: int) -> Any:
+def _hadoop(protocol: str, place: str, pid: int, kind: str) -> Any:
     """Open one client a service and process: one that was forked with its parent's would wait for ever.
 
     fsspec would make the name of a name service small letters, and keep one client a thread.
     """
     host, colon, port = place.rpartition(":")
-    options = {
-        # The client's own tries end after about 60 s instead of 174 s.
-        "dfs.client.failover.sleep.max.millis": "5000",
-    }
     where = {"host": host, "port": int(port)} if colon else {"host": place or None}
-    return fsspec.filesystem(protocol, skip_instance_cache=True, **where, **options)
+    return fsspec.filesystem(protocol, skip_instance_cache=True, **where, **_CLIENT_TRIES[kind])
 
 
 def _call(url: str, act: Act[T], *, silent_part: int) -> T:
@@ -242,6 +250,7 @@ def _call(url: str, act: Act[T], *, silent_part: int) -> T:
 def _persist(url: str, act: Callable[[], T], *, silent_part: int) -> T:
     """Try again after passing trouble, with growing pauses, until the patience is at its end."""
     patience_s, started = _patience_s.get(), time.monotonic()
+    told: BaseException | None = None
     for tries in itertools.count(1):
         left_s = started + patience_s - time.monotonic()
         try:
@@ -249,9 +258,11 @@ def _persist(url: str, act: Callable[[], T], *, silent_part: int) -> T:
         except _TROUBLE as error:
             if not is_passing(error):
                 raise
+            if told is None or not isinstance(error, TimeoutError):  # silence says less
+                told = error
             pause_s = min(_FIRST_PAUSE_S * 2 ** (tries - 1), _LONGEST_PAUSE_S) * random.uniform(0.5, 1.5)
             if time.monotonic() + pause_s >= started + patience_s:
-                raise TimeoutError(f"{first_line(error)} ({tries} tries in {patience_s:g} s)") from error
+                raise TimeoutError(f"{first_line(told)} ({tries} tries in {patience_s:g} s)") from error
             log.warning("%s: %s; trying again in %.1f s", url, first_line(error), pause_s)
             time.sleep(pause_s)
     raise AssertionError("the loop ends by returning or raising")
@@ -285,7 +296,7 @@ def _advice(url: str, error: BaseException) -> tuple[str, str]:
         name = urllib.parse.urlsplit(url).netloc or "the default file system"
         rule = f"{name} has no port, and no Hadoop configuration names its hosts"
         return rule, "write hdfs://HOST:PORT/..., or export HADOOP_CONF_DIR with core-site.xml and hdfs-site.xml"
-    if "GSSAPI" in text or "libgssapi" in text or "SASL" in text:
+    if any(word in text for word in _KERBEROS):
         rule = f"{service} asks for Kerberos"
         return (
             rule,

@@ -27,7 +27,7 @@ T = TypeVar("T")
 is_local = remote.is_local
 patience = remote.patience
 
-_BUFFER_BYTES = 1 << 20
+_BUFFER_BYTES = 1 << 20  # reading more at once is slower: 8 MiB took 4 times as long on a local disk
 _PIECE_BYTES = 8 << 20
 _PIECES_AHEAD = 4  # pieces of a remote file that are on their way at once
 _FILES_AT_ONCE = 4
@@ -304,8 +304,8 @@ def _read_pieces(url: str) -> Iterator[bytes]:
     """Read a file from its start to its end; of a remote one, several pieces are on their way at once."""
     if is_local(url):
         with open_file(url, "rb") as file, remote.telling(url):
-            while piece := file.read(_PIECE_BYTES):
-                yield piece
+            while chunk := file.read(_BUFFER_BYTES):
+                yield chunk
         return
     num_bytes = size(url)
     with ThreadPoolExecutor(_PIECES_AHEAD) as pool:
@@ -324,16 +324,14 @@ def _read_pieces(url: str) -> Iterator[bytes]:
 
 def _read_piece(url: str, start: int, end: int) -> list[bytes]:
     def act(fs: Any, path: str) -> list[bytes]:
-        # Large reads are slower: 435 MB/s in 1 MiB, 200 MB/s in one (4 pieces of 8 MiB on their way, 2 cores).
-        chunks = []
-        with fs.open(path, "rb") as file:
-            file.seek(start)
-            for place in range(start, end, _BUFFER_BYTES):
-                count = min(_BUFFER_BYTES, end - place)
-                chunk = bytes(file.read(count))
-                if len(chunk) != count:
-                    raise OSError(f"{len(chunk)} bytes came instead of {count}: the file is changing")
-                chunks.append(chunk)
+        if remote.is_hadoop(url):
+            # A read asks for the rest of the block, and much of it is on its way when the next piece is read.
+            chunks = [bytes(chunk) for chunk in fs.open(path, "rb").read_range_stream(start, end - start)]
+        else:
+            chunks = [fs.cat_file(path, start=start, end=end)]
+        count = sum(map(len, chunks))
+        if count != end - start:
+            raise OSError(f"{count} bytes came instead of {end - start}: the file is changing")
         return chunks
 
     return remote.ask(url, act)

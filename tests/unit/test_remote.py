@@ -16,6 +16,10 @@ from toolkit.errors import StorageError
 NATIVE = (
     'RPCError("org.apache.hadoop.security.AccessControlException", "Permission denied: user=x\\n\\tat org.a.B(C:1)")'
 )
+NO_TICKET = (
+    'GSSAPIError(GssMajorCodes { raw: "0x00070000", routine_error: "GSS_S_NO_CRED" }, 2529639053, '
+    '"No credentials were supplied: No Kerberos credentials available (default cache: FILE:/tmp/krb5cc_0)")'
+)
 
 
 class Shaky(MemoryFileSystem):
@@ -59,7 +63,16 @@ def test_passing_trouble_is_tried_again(shaky: type[Shaky], trouble: BaseExcepti
     assert shaky.troubles == []
 
 
-@pytest.mark.parametrize("trouble", [PermissionError(13, "no"), RuntimeError(NATIVE), ValueError("bad name")])
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        PermissionError(13, "no"),
+        RuntimeError(NATIVE),
+        RuntimeError(NO_TICKET),
+        RuntimeError('OperationFailed("Failed to load libgssapi_krb")'),
+        ValueError("bad name"),
+    ],
+)
 def test_lasting_trouble_is_told_at_once(shaky: type[Shaky], trouble: BaseException) -> None:
     shaky.troubles = [trouble, trouble]
     with pytest.raises(StorageError, match=r"shaky://file: "):
@@ -85,6 +98,10 @@ def test_a_silent_service_is_given_up(shaky: type[Shaky]) -> None:
         (NATIVE, "AccessControlException: Permission denied: user=x"),
         ('InvalidArgument("No NameNode hosts found")', "No NameNode hosts found"),
         ('DataTransferError("All DataNodes failed: [a, b]")', "All DataNodes failed: [a, b]"),
+        (
+            NO_TICKET,
+            "No credentials were supplied: No Kerberos credentials available (default cache: FILE:/tmp/krb5cc_0)",
+        ),
         ("File does not exist: /x\n\tat org.apache.hadoop.X", "File does not exist: /x"),
         ("Connection refused (os error 111)", "Connection refused (os error 111)"),
         ("", "RuntimeError"),
@@ -99,6 +116,12 @@ def test_a_name_service_without_configuration_is_told_what_it_needs(monkeypatch:
     monkeypatch.delenv("HADOOP_HOME", raising=False)
     with pytest.raises(StorageError, match=r"Site has no port, (.|\n)*HADOOP_CONF_DIR"):
         storage.exists("hdfs://Site/path")
+
+
+def test_a_missing_ticket_is_told_with_what_to_type(shaky: type[Shaky]) -> None:
+    shaky.troubles = [RuntimeError(NO_TICKET)]
+    with pytest.raises(StorageError, match=r"asks for Kerberos\n  type kinit(.|\n)*libgssapi_krb5"):
+        storage.size("shaky://file")
 
 
 def test_a_reader_goes_on_where_it_stood_after_trouble(shaky: type[Shaky], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,7 +103,8 @@ class DataSection:
     shuffle: bool = True
     """Read samples in a pseudo-random order, another one each epoch; else in the order of the corpus."""
     cache_dir: str | None = None
-    """Directory on a disk of each node for copies of remote shards. None: in $SLURM_TMPDIR, $TMPDIR or /tmp."""
+    """Directory on a disk of each node; copies of remote shards go to a folder of the user's own in it.
+    None: $SLURM_TMPDIR, $TMPDIR or /tmp."""
     cache_gib: Positive | None = None
     """GiB that those copies may take on a node. None: nine tenths of what is free there."""
     replica_split: Literal["index", "hash"] = "index"

@@ -72,10 +72,8 @@ def open_cache(data: DataSection, environ: Mapping[str, str], entries: Sequence[
 
 
 def _choose_dir(data: DataSection, environ: Mapping[str, str]) -> Path:
-    if data.cache_dir is not None:
-        return Path(data.cache_dir)
-    scratch = environ.get("SLURM_TMPDIR") or environ.get("TMPDIR") or tempfile.gettempdir()
-    if _is_memory(Path(scratch)):
+    scratch = data.cache_dir or environ.get("SLURM_TMPDIR") or environ.get("TMPDIR") or tempfile.gettempdir()
+    if data.cache_dir is None and _is_memory(Path(scratch)):
         raise DataError(
             f"{scratch} lies in memory, and neither SLURM_TMPDIR nor TMPDIR names a disk of this node\n"
             "  remote shards are kept on a disk of the node that reads them\n  set data.cache_dir to one"

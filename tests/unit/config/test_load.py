@@ -121,6 +121,7 @@ def test_every_config_loads_and_comes_back_from_its_dump(path: Path, tmp_path: P
         (["model.num_key_value_heads=3"], "must divide the query heads"),
         (["optim.warmup_tokens=2e6"], "warm-up must end"),
         (["cluster.env={WANDB_API_KEY: abc}"], "secret"),
+        (["data.cache_dir=cache"], "an absolute path"),
         (["run.name=a/b"], "a run's name is a directory"),
         (["data.mixture={a: 1}"], "a run reads one dataset or a mixture"),
         (["data.path=null"], "a run reads tokens"),

@@ -166,9 +166,9 @@ def test_a_directory_that_others_can_write_is_refused(tmp_path: Path) -> None:
 def test_the_place_and_the_bound_come_from_the_configuration_or_the_job(tmp_path: Path) -> None:
     entry = make_entry(b"x" * 100, "shard")
     open_cache(DataSection(), {"SLURM_TMPDIR": str(tmp_path / "job"), "TMPDIR": "/nowhere"}, [entry])
-    assert [path.name for path in (tmp_path / "job").iterdir()] == [f"toolkit-shards-{os.getuid()}"]
-    open_cache(DataSection(cache_dir=str(tmp_path / "own")), {}, [entry])
-    assert (tmp_path / "own").is_dir()
+    open_cache(DataSection(cache_dir=str(tmp_path / "own")), {"TMPDIR": "/nowhere"}, [entry])
+    for place in ("job", "own"):
+        assert [path.name for path in (tmp_path / place).iterdir()] == [f"toolkit-shards-{os.getuid()}"]
     too_small = DataSection(cache_dir=str(tmp_path / "own"), cache_gib=1e-8)
     with pytest.raises(DataError, match=r"data.shuffle=true"):
         open_cache(too_small, {}, [entry])
