@@ -227,15 +227,21 @@ def resolve(url: str, *, kind: str = "calls") -> tuple[Any, str]:
             return fs, path
         protocol, _, rest = url.partition("://")
         place, slash, path = rest.partition("/")
-        return _hadoop(protocol, place, os.getpid(), kind), urllib.parse.unquote(slash + path) or "/"
+        if os.getpid() != _first_pid():
+            # Measured: with its parent's client for ever, with one of its own for 20 s or more, not always.
+            raise ValueError("this process was forked after HDFS was used, the client would hang; start it by spawn")
+        return _hadoop(protocol, place, kind), urllib.parse.unquote(slash + path) or "/"
 
 
 @functools.cache
-def _hadoop(protocol: str, place: str, pid: int, kind: str) -> Any:
-    """Open one client a service and process: one that was forked with its parent's would wait for ever.
+def _first_pid() -> int:
+    """Remember the process that used HDFS first."""
+    return os.getpid()
 
-    fsspec would make the name of a name service small letters, and keep one client a thread.
-    """
+
+@functools.cache
+def _hadoop(protocol: str, place: str, kind: str) -> Any:
+    """Open one client a service; fsspec would keep one a thread, and make the name of a service small letters."""
     host, colon, port = place.rpartition(":")
     where = {"host": host, "port": int(port)} if colon else {"host": place or None}
     return fsspec.filesystem(protocol, skip_instance_cache=True, **where, **_CLIENT_TRIES[kind])

@@ -181,14 +181,21 @@ storage.write_atomic("hdfs://Site{path}/file", b"new")
 
 
 def _read_in_child(url: str) -> None:
-    os._exit(0 if storage.read_file(url) == b"data" else 1)
+    assert storage.read_file(url) == b"data"
 
 
-def test_other_processes_can_be_started_after_the_first_call(hdfs: Cluster, remote_dir: str) -> None:
+def _read_in_fork(url: str) -> None:
+    with pytest.raises(StorageError, match="forked after HDFS was used"):
+        storage.read_file(url)
+
+
+def test_other_processes_can_be_started_but_not_forked_after_the_first_call(hdfs: Cluster, remote_dir: str) -> None:
     storage.write_atomic(f"{remote_dir}/file", b"data")
-    assert subprocess.run(["true"], check=True, start_new_session=True).returncode == 0
-    for method in ("spawn", "fork"):
-        child = multiprocessing.get_context(method).Process(target=_read_in_child, args=[f"{remote_dir}/file"])
+    for _ in range(3):
+        storage.checksum(f"{remote_dir}/file")
+        subprocess.run(["true"], check=True, start_new_session=True)
+    for method, act in (("spawn", _read_in_child), ("fork", _read_in_fork)):
+        child = multiprocessing.get_context(method).Process(target=act, args=[f"{remote_dir}/file"])
         child.start()
         child.join(timeout=60)
         assert child.exitcode == 0, method
