@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from toolkit.data.manifest import ShardEntry
-from toolkit.data.mixture import Member, find_samples
+from toolkit.data.mixture import Member, count_dealt, find_samples
 from toolkit.data.order import Indices, choose_replicas
 from toolkit.data.stream import Locate, TokenStream, count_samples
 from toolkit.errors import DataError
@@ -85,8 +85,9 @@ class StepLoader:
         self.num_samples = tuple(count_samples(stream.num_tokens, seq_len=seq_len) for stream in streams)
         assert all(self.num_samples), f"a stream holds no sample of {seq_len} tokens: {self.num_samples}"
         self._streams = tuple(streams)
+        self._shares = tuple(shares)
         self._find = functools.partial(
-            find_samples, num_samples=self.num_samples, shares=tuple(shares), seed=seed, shuffle=shuffle
+            find_samples, num_samples=self.num_samples, shares=self._shares, seed=seed, shuffle=shuffle
         )
         self._dtype = np.result_type(*(stream.dtype for stream in streams))
         self._seq_len = seq_len
@@ -130,6 +131,11 @@ class StepLoader:
         members, samples = self._find(first, batch.samples_per_step)
         is_ours = choose_replicas(members, samples, replicas=batch.replicas) == replica
         return members[is_ours], samples[is_ours]
+
+    def count_epochs(self, num_steps: int) -> list[float]:
+        """Tell how often a run of so many steps goes through each dataset."""
+        counts = count_dealt(num_steps * self._batch.samples_per_step, shares=self._shares)
+        return [count / num_samples for count, num_samples in zip(counts, self.num_samples, strict=True)]
 
     def shards_ahead(self, step: int) -> list[tuple[ShardEntry, ...]]:
         """List the shards of each dataset, those first that the steps from this one on need first: for a cache."""

@@ -59,7 +59,7 @@ def open_members(weights: Mapping[str, float]) -> tuple[Member, ...]:
 
 def identify(members: Sequence[Member], data: DataSection) -> str:
     """Say which tokens are read in which order: with equal texts, a step reads the same samples."""
-    parts = [f"{member.share:.9g} x {member.manifest.fingerprint}" for member in members]
+    parts = [f"{member.share:.12g} x {member.manifest.fingerprint}" for member in members]
     datasets = " + ".join(parts) if len(parts) > 1 else members[0].manifest.fingerprint
     return f"{datasets} seq_len={data.seq_len}{'' if data.shuffle else ' in the order of the corpus'}"
 
@@ -115,10 +115,10 @@ def deal(positions: Indices, *, shares: Sequence[float]) -> tuple[Indices, Indic
         The dataset of each position, and how many positions before it belong to the same dataset.
     """
     members, ordinals = np.zeros_like(positions), positions.copy()
-    for member, step in enumerate(_steps(shares)):
+    for member, cut in enumerate(_cuts(shares)):
         rest = np.flatnonzero(members == member)
         here = ordinals[rest]
-        before, after = _scale(here, step), _scale(here + 1, step)
+        before, after = _scale(here, cut), _scale(here + 1, cut)
         is_mine = after > before
         members[rest[~is_mine]] = member + 1
         ordinals[rest] = np.where(is_mine, before, here - before)
@@ -128,24 +128,24 @@ def deal(positions: Indices, *, shares: Sequence[float]) -> tuple[Indices, Indic
 def count_dealt(num_positions: int, *, shares: Sequence[float]) -> list[int]:
     """Count what each dataset gets of the first positions."""
     counts, rest = [], num_positions
-    for step in _steps(shares):
-        counts.append((rest * step + _UNIT // 2) // _UNIT)
+    for cut in _cuts(shares):
+        counts.append((rest * cut + _UNIT // 2) // _UNIT)
         rest -= counts[-1]
     return [*counts, rest]
 
 
-def _steps(shares: Sequence[float]) -> list[int]:
+def _cuts(shares: Sequence[float]) -> list[int]:
     """Give what each dataset but the last takes of what those before it have left, in units of 2^-32."""
     left = np.cumsum(shares[::-1])[::-1]
     # Never 0 nor all: a weight of one in a thousand million is still read now and then.
     return [min(_UNIT - 1, max(1, round(share / rest * _UNIT))) for share, rest in zip(shares, left, strict=True)][:-1]
 
 
-def _scale(numbers: Indices, step: int) -> Indices:
-    """Multiply by step / 2^32 and round, exactly, in 64 bits."""
+def _scale(numbers: Indices, cut: int) -> Indices:
+    """Multiply by cut / 2^32 and round, exactly, in 64 bits."""
     high, low = numbers >> _UNIT_BITS, (numbers & (_UNIT - 1)).astype(np.uint64)
-    rounded = (low * np.uint64(step) + np.uint64(_UNIT // 2)) >> np.uint64(_UNIT_BITS)
-    scaled: Indices = high * step + rounded.astype(np.int64)
+    rounded = (low * np.uint64(cut) + np.uint64(_UNIT // 2)) >> np.uint64(_UNIT_BITS)
+    scaled: Indices = high * cut + rounded.astype(np.int64)
     return scaled
 
 

@@ -155,7 +155,7 @@ class Training:
 
     def _open_loader(self) -> StepLoader:
         data, members = self.cfg.data, self.around.members
-        return StepLoader(
+        loader = StepLoader(
             open_streams(
                 members,
                 "train",
@@ -172,6 +172,9 @@ class Training:
             document_end=members[0].manifest.tokenizer.eos_id if data.document_mask else None,
             pin_memory=self.around.world.device.type == "cuda",
         )
+        for member, epochs in zip(members, loader.count_epochs(self.cfg.num_steps), strict=True):
+            log.info("the run reads %s %.2f times", member.dataset_dir, epochs)
+        return loader
 
     def _load(self) -> int:
         if self.around.mirror is not None:

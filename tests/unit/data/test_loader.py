@@ -169,6 +169,11 @@ def make_loader(dataset: Path, *, document_end: int | None = None) -> StepLoader
     )
 
 
+def test_a_run_knows_how_often_it_reads_each_dataset(loader: StepLoader) -> None:
+    num_steps = 3 * loader.num_samples[0]
+    assert loader.count_epochs(num_steps) == [48.0]
+
+
 def test_prefetched_steps_are_the_steps_asked_for(loader: StepLoader) -> None:
     ahead = PrefetchingLoader(loader, replica=1, device=torch.device("cpu"))
     for step in (7, 8, 9, 3, 4, 4):

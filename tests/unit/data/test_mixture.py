@@ -1,5 +1,6 @@
 """Mixtures: exact proportions at every point, one tokenizer, one identity."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.dataset import make_dataset, make_texts, write_jsonl
 from toolkit.config.schema import DataSection
-from toolkit.data.mixture import count_dealt, deal, find_samples, identify, open_members
+from toolkit.data.mixture import count_dealt, deal, find_samples, identify, mean_unigram_loss, open_members
 from toolkit.data.order import draw_samples
 from toolkit.data.preparation import Preparation
 from toolkit.data.tokenizer import train_tokenizer
@@ -102,6 +103,16 @@ def test_members_have_short_names_that_differ(datasets: tuple[str, str]) -> None
     names = [member.name for member in open_members({path: 1.0 for path in datasets})]
     assert names == [f"{Path(path).parent.name}-dataset" for path in datasets]
     assert [member.name for member in open_members({datasets[0]: 1.0})] == ["dataset"]
+
+
+def test_the_unigram_loss_of_a_mixture_is_weighted_and_unknown_where_one_is(datasets: tuple[str, str]) -> None:
+    first, second = open_members({datasets[0]: 3.0, datasets[1]: 1.0})
+    losses = [first.manifest.unigram_loss, second.manifest.unigram_loss]
+    assert losses[0] is not None
+    assert losses[1] is not None
+    assert mean_unigram_loss([first, second]) == pytest.approx(0.75 * losses[0] + 0.25 * losses[1])
+    silent = replace(second, manifest=replace(second.manifest, unigram_loss=None))
+    assert mean_unigram_loss([first, silent]) is None
 
 
 def test_datasets_of_other_tokenizers_are_refused_with_both(datasets: tuple[str, str], tmp_path: Path) -> None:
