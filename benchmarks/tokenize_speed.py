@@ -209,8 +209,8 @@ def run_datatrove(corpus: Path, tokenizer: Path, out: Path) -> None:
     writer = DocumentTokenizer(str(out), str(tokenizer), eos_token=EOS, shuffle_documents=False)
     LocalPipelineExecutor(
         [JsonlReader(str(corpus)), writer], tasks=NUM_FILES, workers=os.cpu_count() or 1,
-        # forked: the time of a fork server is not seen
-        logging_dir=str(out.with_name("logs")), skip_completed=False, start_method="fork",
+        logging_dir=str(out.with_name("logs")), skip_completed=False,
+        start_method="fork",  # its default is a fork server, whose CPU time cannot be seen from here
     ).run()  # fmt: skip
 
 

@@ -28,11 +28,13 @@ def open_lines(path: str) -> IO[bytes]:
     Reading raises one of DAMAGE where a file is cut off or damaged, after all that could be unpacked.
     """
     raw = storage.open_file(path, "rb")
+    return _unpack(path, raw) if is_packed(path) else raw
+
+
+def _unpack(path: str, raw: IO[bytes]) -> io.BufferedReader:
     if path.endswith(".gz"):
         return io.BufferedReader(_Unpacked(raw, lambda: zlib.decompressobj(wbits=31), at_once=_GZIP_BYTES))
-    if path.endswith(".zst"):
-        return io.BufferedReader(_Unpacked(raw, zstandard.ZstdDecompressor().decompressobj, at_once=_ZSTD_BYTES))
-    return raw
+    return io.BufferedReader(_Unpacked(raw, zstandard.ZstdDecompressor().decompressobj, at_once=_ZSTD_BYTES))
 
 
 def read_blocks(
@@ -61,6 +63,20 @@ def read_blocks(
             start = _seek_line(file, start) if resume is None else file.seek(resume)
             chunks = _plain_chunks(file, start, stop)
         yield from _cut_lines(chunks, start, stop=stop, limit=limit)
+
+
+def measure_expansion(path: str, *, sample_bytes: int) -> float:
+    """Tell how many times its size a packed file becomes, from its first bytes.
+
+    Raises:
+        One of DAMAGE: they are damaged.
+    """
+    with storage.open_file(path, "rb") as raw:
+        unpacked = _unpack(path, raw)
+        num_bytes = 0
+        while num_bytes < sample_bytes and (data := unpacked.read1(_BLOCK_BYTES)):
+            num_bytes += len(data)
+        return num_bytes / max(1, raw.tell())
 
 
 def name_line(path: str, offset: int) -> str:

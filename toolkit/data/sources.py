@@ -27,6 +27,8 @@ class Input:
     sampled_xxh3: str
     row_groups: tuple[tuple[int, int], ...] = ()
     """Of Parquet: rows and bytes of each group."""
+    num_rows: int = 1
+    """Of a dataset."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,7 @@ def identify(name: str, *, column: str) -> Input:
     """Look at an input: its size, samples of its content and, of Parquet, its row groups."""
     if kind_of(name) == HUB:
         rows = hub.open_rows(name, column=column)
-        return Input(path=name, num_bytes=rows.data.nbytes, sampled_xxh3=f"{len(rows)} rows")
+        return Input(path=name, num_bytes=rows.data.nbytes, sampled_xxh3="", num_rows=len(rows))
     num_bytes = storage.size(name)
     digest = xxhash.xxh3_128()
     with storage.open_file(name, "rb") as file:
