@@ -106,7 +106,7 @@ def test_batch_scripts_are_short_valid_bash(path: Path) -> None:
 
 def test_faces_are_short() -> None:
     long = [
-        path for path in (ROOT / "data_prep").glob("*.py") if len(path.read_text(encoding="utf-8").splitlines()) > 100
+        path for path in (ROOT / "data_prep").glob("*.py") if len(path.read_text(encoding="utf-8").splitlines()) > 80
     ]
     assert long == []
 

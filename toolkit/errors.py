@@ -18,6 +18,12 @@ class Problem:
     rule: str
     remedy: str
 
+    @classmethod
+    def parse(cls, text: str) -> "Problem":
+        """Take the text of an error apart: its last line is what to do."""
+        what, *rest = text.split("\n  ")
+        return cls(what, "\n  ".join(rest[:-1]), rest[-1] if rest else "")
+
     def __str__(self) -> str:
         """Render as one line and two indented ones; an empty part takes no line."""
         return "\n  ".join(part for part in (self.what, self.rule, self.remedy) if part)

@@ -4,6 +4,7 @@ import io
 import logging
 import os
 import random
+import re
 import shutil
 import time
 import uuid
@@ -38,6 +39,12 @@ def local_path(url: str) -> Path:
     """Turn a local URL into a path."""
     assert is_local(url), f"{url} is not local"
     return Path(url.removeprefix("file://"))
+
+
+def make_absolute(url: str) -> str:
+    """Make a local path independent of the directory one is in; anything else stays."""
+    is_name = re.match(r"\w+:(?!//)", url)  # datasets:NAME
+    return url if is_name or not is_local(url) else str(local_path(url).absolute())
 
 
 def join(url: str, *parts: str) -> str:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -138,6 +139,30 @@ def test_a_tokenizer_that_is_too_large_for_the_model_is_refused_before_anything_
     assert not (tmp_path / "runs").exists()
 
 
+def test_the_script_hands_its_work_in_by_itself(scheduler: str, tmp_path: Path, corpus: tuple[Path, Path]) -> None:
+    (tmp_path / ".config" / "toolkit").mkdir(parents=True)
+    (tmp_path / ".config" / "toolkit" / "cluster.yaml").write_text(f"cluster: {{scheduler: {scheduler}}}\n")
+    environ = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(CHECKOUT)}
+    script = [sys.executable, str(CHECKOUT / "data_prep" / "tokenize_corpus.py"), "--out", "out", "--json"]
+    words = ["text", "--tokenizer", "tokenizer.json", "--validation", "0.2", "--span-bytes", "50000"]
+
+    def run(*more: str) -> dict[str, Any]:
+        done = subprocess.run([*script, *more], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=100)
+        assert done.returncode == 0, done.stderr
+        said: dict[str, Any] = json.loads(done.stdout)
+        return said
+
+    assert run(*words, "--slurm", "3")["dataset"] == str(tmp_path / "out")
+    deadline = time.monotonic() + 100
+    while not (tmp_path / "out").exists() and time.monotonic() < deadline:
+        time.sleep(0.3)
+    asked = Preparation(inputs=(str(corpus[0]),), tokenizer=str(corpus[1]), validation=0.2, span_bytes=50_000)
+    alone, _ = prepare(asked, tmp_path / "alone")
+    assert read_manifest(str(tmp_path / "out")).fingerprint == alone.fingerprint
+    assert run("--status")["train_tokens"] == alone.num_tokens("train")
+    assert run(*words, "--slurm", "3")["last_job"] == "none: it stands"
+
+
 @pytest.mark.cluster
 @pytest.mark.usefixtures("slurm")
 def test_the_sbatch_template_makes_the_same_dataset(tmp_path: Path, corpus: tuple[Path, Path]) -> None:
@@ -145,7 +170,7 @@ def test_the_sbatch_template_makes_the_same_dataset(tmp_path: Path, corpus: tupl
     out = tmp_path / "out"
     template = ["sbatch/prep_array.sbatch", "--out", str(out)]
     words = [str(corpus[0]), "--tokenizer", str(corpus[1]), "--validation", "0.2", "--span-bytes", "50000"]
-    steps = (["--array=0-2", *template, *words], [*template, "--merge"])
+    steps = (["--array=0-2", *template, *words], template)
     for step in steps:
         command = ["sbatch", "--wait", f"--output={tmp_path}/%j.log", *step]
         done = subprocess.run(

@@ -1,10 +1,12 @@
 """What a scheduler is to this toolkit: a job request, a job's state, and its verbs."""
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
+
+from toolkit.errors import ClusterError
 
 ARRAY_TASK = "@ARRAY_TASK@"
 """Stands in a job's command for the index of the array's task."""
@@ -139,3 +141,16 @@ class Cluster(Protocol):
 
     def limits(self) -> list[PartitionLimits]:
         """List the partitions a user may ask for, the default one first."""
+
+
+def find_partition(limits: Sequence[PartitionLimits], name: str | None) -> PartitionLimits:
+    """Choose a partition by name; None: the default one.
+
+    Raises:
+        ClusterError: there is none of that name.
+    """
+    found = next((one for one in limits if name in {None, one.name}), None)
+    if found is None:
+        names = ", ".join(one.name for one in limits) or "none"
+        raise ClusterError(f"there is no partition {name!r}\n  there are: {names}\n  set --partition")
+    return found

@@ -14,7 +14,7 @@ from toolkit.data.preparation import Preparation
 from toolkit.data.sources import find_inputs
 from toolkit.data.stream import count_samples
 from toolkit.data.tokenizer import identify_tokenizer, load_tokenizer
-from toolkit.errors import DataError, Problem, RunError, StorageError, ToolkitError
+from toolkit.errors import DataError, Problem, RunError, StorageError
 from toolkit.launch.prepare import ask_for, refuse_another, stands
 from toolkit.plan.costs import num_parameters
 from toolkit.rundir import RunDir
@@ -47,7 +47,7 @@ def check_data(cfg: RunConfig) -> list[Problem]:
         with storage.patience(_ANSWER_S):
             return _check_datasets(cfg)
     except (DataError, StorageError) as error:
-        return [_as_problem(error)]
+        return [Problem.parse(str(error))]
 
 
 def _check_datasets(cfg: RunConfig) -> list[Problem]:
@@ -59,11 +59,6 @@ def _check_datasets(cfg: RunConfig) -> list[Problem]:
     members = open_members(cfg.data.weights)
     problems = [problem for member in members for problem in _check_member(cfg, member)]
     return [*problems, *_check_vocabulary(cfg, members[0].manifest.tokenizer.vocab_size)]
-
-
-def _as_problem(error: ToolkitError) -> Problem:
-    what, *rest = str(error).split("\n  ")
-    return Problem(what, "\n  ".join(rest[:-1]), rest[-1] if rest else "")
 
 
 def _check_source(cfg: RunConfig, asked: Preparation) -> list[Problem]:
@@ -124,7 +119,7 @@ def _check_reachable(url: str) -> list[Problem]:
         with storage.patience(_ANSWER_S):
             storage.exists(url)
     except StorageError as error:
-        return [_as_problem(error)]
+        return [Problem.parse(str(error))]
     return []
 
 

@@ -7,21 +7,24 @@ simply handed in once more, and only the tasks that still have something to do.
 """
 
 import json
+import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
 from toolkit import storage
-from toolkit.cluster.base import ARRAY_TASK, Cluster, JobSpec, PartitionLimits
+from toolkit.cluster.base import ARRAY_TASK, Cluster, JobSpec, PartitionLimits, find_partition
 from toolkit.cluster.choose import open_cluster
+from toolkit.config.load import find_profile, load_config
 from toolkit.config.schema import ClusterSection, DataSection
 from toolkit.data.hub import PREFIX as HUB_PREFIX
 from toolkit.data.manifest import NAME as MANIFEST
 from toolkit.data.preparation import PLAN, Preparation, is_finished, make_plan, name_partial
 from toolkit.data.tokens import begin, progress
-from toolkit.launch.snapshot import freeze_code
+from toolkit.launch.snapshot import checkout_dir, freeze_code
 
 _SCRIPT = "data_prep.tokenize_corpus"  # by -m: a script's folder, not the frozen code, would head its path
 
@@ -101,9 +104,31 @@ def plan_jobs(
         srun_extra=tuple(section.srun_extra),
         array=tuple(range(num_tasks)),
     )
-    command = (sys.executable, "-m", _SCRIPT, "--out", out, "--merge")
+    command = (sys.executable, "-m", _SCRIPT, "--out", out)
     merge = replace(share, name=f"finish-{name}", command=command, cpus_per_task=1, array=(), dependency="afterok:JOB")
     return PreparationJobs(asked=asked, out=out, jobs_dir=jobs_dir, num_tasks=num_tasks, share=share, merge=merge)
+
+
+def hand_in(asked: Preparation, *, out: str, num_tasks: int) -> dict[str, Any]:
+    """Make a dataset by jobs of this machine's cluster, as the site profile says; emulated where there is none.
+
+    Returns:
+        What was handed in.
+    """
+    profile = find_profile(os.environ, home=Path.home(), profiles_dir=checkout_dir() / "configs" / "clusters")
+    cfg = load_config(None, profile=profile).config
+    root = Path(cfg.run.root).absolute()
+    cluster = open_cluster(cfg.cluster.scheduler, state_dir=root / ".cluster")
+    jobs = plan_jobs(
+        replace(asked, inputs=tuple(map(storage.make_absolute, asked.inputs))),
+        out=storage.make_absolute(out),
+        root=root,
+        num_tasks=num_tasks,
+        section=cfg.cluster,
+        partition=find_partition(cluster.limits(), cfg.cluster.partition),
+    )
+    job_id = submit_jobs(jobs, cluster)
+    return {"dataset": jobs.out, "last_job": job_id or "none: it stands", "scripts_and_logs": str(jobs.jobs_dir)}
 
 
 def stands(out: str) -> bool:

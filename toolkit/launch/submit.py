@@ -8,13 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from toolkit import storage
-from toolkit.cluster.base import Cluster, JobSpec, JobStatus, PartitionLimits
+from toolkit.cluster.base import Cluster, JobSpec, JobStatus, PartitionLimits, find_partition
 from toolkit.cluster.choose import open_cluster
 from toolkit.config.check import check_config
 from toolkit.config.load import COMMAND_LINE, Loaded, dump_config
 from toolkit.config.schema import ClusterSection, RunConfig
-from toolkit.data.hub import PREFIX as HUB_PREFIX
-from toolkit.errors import ConfigError, Problem, RunError, StorageError, ToolkitError
+from toolkit.errors import ClusterError, ConfigError, Problem, RunError, StorageError, ToolkitError
 from toolkit.launch.gate import check_data, check_partition, check_places, refuse_foreign_checkpoint
 from toolkit.launch.prepare import PreparationJobs, ask_for, name_dataset, plan_jobs, stands, submit_jobs
 from toolkit.launch.snapshot import freeze_code
@@ -140,7 +139,7 @@ def job_status(run_dir: RunDir) -> JobStatus | None:
 
 def _absolute_if_there(name: str) -> str:
     """Leave a name on the Hub as it is."""
-    return _absolute(name) if storage.is_local(name) and storage.exists(name) else name
+    return storage.make_absolute(name) if storage.is_local(name) and storage.exists(name) else name
 
 
 def refuse_live(run_dir: RunDir) -> None:
@@ -158,15 +157,13 @@ def _fill(
     loaded: Loaded, limits: list[PartitionLimits], *, checks: Sequence[Callable[[RunConfig], list[Problem]]]
 ) -> tuple[RunConfig, PartitionLimits]:
     """Take what is open from the partition, then check everything that can be checked; raise all mistakes at once."""
-    named = loaded.config.cluster.partition
-    partition = next((p for p in limits if p.name == named), None) if named else next(iter(limits), None)
-    cfg = _make_absolute(_place_source(loaded))
-    if partition is None:
-        names = ", ".join(limit.name for limit in limits) or "none"
-        problems = [Problem(f"there is no partition {named!r}", f"there are: {names}", "set --partition")]
-    else:
+    cfg, partition = _make_absolute(_place_source(loaded)), None
+    try:
+        partition = find_partition(limits, cfg.cluster.partition)
         cfg = replace(cfg, cluster=_fill_section(cfg.cluster, partition))
         problems = check_partition(cfg, partition)
+    except ClusterError as error:
+        problems = [Problem.parse(str(error))]
     problems = [*check_config(cfg, loaded.origins), *problems, *(p for check in checks for p in check(cfg))]
     if problems:
         raise ConfigError(problems)
@@ -200,18 +197,14 @@ def _make_absolute(cfg: RunConfig) -> RunConfig:
     """Make paths absolute: the job starts elsewhere."""
     data = replace(
         cfg.data,
-        path=_absolute(cfg.data.path) if cfg.data.path else None,
-        mixture={_absolute(path): weight for path, weight in cfg.data.mixture.items()},
-        source=[name if name.startswith(HUB_PREFIX) else _absolute(name) for name in cfg.data.source],
+        path=storage.make_absolute(cfg.data.path) if cfg.data.path else None,
+        mixture={storage.make_absolute(path): weight for path, weight in cfg.data.mixture.items()},
+        source=[storage.make_absolute(name) for name in cfg.data.source],
         tokenizer=_absolute_if_there(cfg.data.tokenizer) if cfg.data.tokenizer else None,
     )
-    checkpoint = replace(cfg.checkpoint, dir=_absolute(cfg.checkpoint.dir) if cfg.checkpoint.dir else None)
-    run = replace(cfg.run, root=_absolute(cfg.run.root))
+    checkpoint = replace(cfg.checkpoint, dir=storage.make_absolute(cfg.checkpoint.dir) if cfg.checkpoint.dir else None)
+    run = replace(cfg.run, root=storage.make_absolute(cfg.run.root))
     return replace(cfg, data=data, checkpoint=checkpoint, run=run)
-
-
-def _absolute(path: str) -> str:
-    return str(storage.local_path(path).absolute()) if storage.is_local(path) else path
 
 
 def _make_spec(cfg: RunConfig, run_dir: RunDir, partition: PartitionLimits) -> JobSpec:
