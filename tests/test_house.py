@@ -20,6 +20,9 @@ DOORS = {
     "fsspec": ["storage.py"],
     "datasets": ["data/sources.py"],
     "tokenizers": ["data/tokens.py"],
+    "py3langid": ["data/language.py"],
+    "phonenumbers": ["data/privacy.py"],
+    "rensa": ["data/dedup.py"],
 }
 LOGIN_MODULES = [
     "toolkit.cli.main",
@@ -32,6 +35,8 @@ LOGIN_MODULES = [
     "toolkit.rundir",
     "toolkit.monitor.sinks",
     "toolkit.data.tokens",
+    "toolkit.data.filters",
+    "toolkit.data.dedup",
     "toolkit.data.stream",
     "toolkit.checkpoint.layout",
 ]
