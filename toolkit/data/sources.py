@@ -70,7 +70,7 @@ def read_documents(name: str, *, column: str) -> Iterator[Document]:
 def _read_jsonl(name: str, column: str) -> Iterator[Document]:
     line_number = 0
     try:
-        with _open(name) as lines:
+        with open_lines(name) as lines:
             for line_number, line in enumerate(lines, start=1):
                 if line.strip():
                     yield _parse(line, f"{name}:{line_number}", column)
@@ -91,7 +91,8 @@ def _parse(line: bytes, origin: str, column: str) -> Document:
     return Document(record[column], origin)
 
 
-def _open(name: str) -> IO[bytes]:
+def open_lines(name: str) -> IO[bytes]:
+    """Open a text file, unpacked on the way when its name ends with .gz or .zst."""
     raw = storage.open_file(name, "rb")
     if name.endswith(".gz"):
         return gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]

@@ -1,0 +1,225 @@
+"""Signatures on disk, and the clusters of documents whose signatures agree.
+
+Documents are numbered through all inputs, in order; a cluster is known by its smallest number.
+
+Memory: 4 bytes a document for the clusters, and about 64 bytes for each key that is sorted at once; keys are sorted in
+as many passes as `memory_bytes` asks for. A thousand million documents at 4 GiB: 8 GiB in all, 16 passes a band.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from toolkit.data.words import Hashes
+from toolkit.errors import StorageError
+
+KEPT, EXACT, NEAR = 0, 1, 2  # verdicts
+EXAMPLES = 5
+_KEY_BYTES = 64  # of memory for a key in work: itself, its document, their order, sorted copies
+_ROUNDS = 32  # heads that a document of a crowded group is compared with; an hour per million else
+_PIECE = 1 << 16  # pairs compared, or documents read, at once
+_MIX = np.uint64(0x9E3779B97F4A7C15)
+_SHIFT = np.uint64(32)
+
+Labels = npt.NDArray[np.uint32] | npt.NDArray[np.uint64]
+Numbers = npt.NDArray[np.int64]
+Agree = Callable[[Numbers, Numbers], npt.NDArray[np.bool_]]
+
+
+@dataclass(frozen=True, slots=True)
+class SignatureWriter:
+    """Appends the signatures of an input's documents."""
+
+    texts: IO[bytes]
+    minhashes: IO[bytes]
+    keys: IO[bytes]
+    bands: int
+
+    def add(self, texts: Sequence[tuple[int, int]], minhashes: Hashes) -> None:
+        """Append a batch: two halves of each text's hash, and its MinHash signature (none when bands is 0)."""
+        self.texts.write(np.array(texts, np.uint64).tobytes())
+        self.minhashes.write(minhashes.astype(np.uint32).tobytes())
+        if self.bands:
+            self.keys.write(band_keys(minhashes, self.bands).tobytes())
+
+
+@contextmanager
+def write_signatures(place: Path, index: int, *, bands: int) -> Iterator[SignatureWriter]:
+    """Open the three files of an input: text hashes, signatures, keys."""
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as files:
+            texts, minhashes, keys = (
+                files.enter_context(open(_file(place, index, kind), "wb")) for kind in ("text", "minhash", "key")
+            )
+            yield SignatureWriter(texts, minhashes, keys, bands)
+    except OSError as error:
+        raise StorageError(
+            f"{place}: {error.strerror or error}\n  signatures take 656 bytes a document while in work\n"
+            "  make room, or name another local directory: --scratch DIR"
+        ) from error
+
+
+def band_keys(minhashes: Hashes, bands: int) -> Hashes:
+    """Hash each band of signatures into one key: uint64 [num_documents, bands]."""
+    rows = minhashes.shape[1] // bands
+    keys = np.zeros((len(minhashes), bands), np.uint64)
+    for row in range(rows):
+        keys ^= minhashes[:, row : bands * rows : rows]
+        keys *= _MIX
+        keys ^= keys >> _SHIFT
+    return keys
+
+
+class Signatures:
+    """The signatures of all inputs, mapped from disk."""
+
+    def __init__(self, place: Path, counts: Sequence[int], *, hashes: int, bands: int) -> None:
+        self.offsets = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
+        self.texts = [_map(_file(place, i, "text"), np.uint64, (count, 2)) for i, count in enumerate(counts)]
+        self.minhashes = [
+            _map(_file(place, i, "minhash"), np.uint32, (count, hashes)) for i, count in enumerate(counts)
+        ]
+        self.keys = [_map(_file(place, i, "key"), np.uint64, (count, bands)) for i, count in enumerate(counts)]
+
+    def __len__(self) -> int:
+        return int(self.offsets[-1])
+
+    def pieces(self, columns: Sequence[npt.NDArray[Any]], column: int) -> Iterator[tuple[int, Hashes]]:
+        """Give a column of all documents in pieces: the number of the first, and the values."""
+        for offset, rows in zip(self.offsets, columns, strict=False):
+            for start in range(0, len(rows), _PIECE):
+                yield int(offset) + start, np.ascontiguousarray(rows[start : start + _PIECE, column])
+
+    def gather(self, columns: Sequence[npt.NDArray[Any]], documents: Numbers) -> npt.NDArray[Any]:
+        """Give rows of documents anywhere."""
+        found = np.empty((len(documents), columns[0].shape[1]), columns[0].dtype)
+        inputs = np.searchsorted(self.offsets, documents, side="right") - 1
+        for index in np.unique(inputs):
+            here = inputs == index
+            found[here] = columns[index][documents[here] - self.offsets[index]]
+        return found
+
+    def similarity(self, left: Numbers, right: Numbers) -> npt.NDArray[np.float64]:
+        """Estimate the similarity of pairs: the part of equal hashes."""
+        pieces = [np.empty(0)]
+        for start in range(0, len(left), _PIECE):
+            a, b = (self.gather(self.minhashes, side[start : start + _PIECE]) for side in (left, right))
+            pieces.append((a == b).mean(axis=1))
+        return np.concatenate(pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class Clusters:
+    """What was found: a verdict a document, the number of clusters, and pairs as examples."""
+
+    verdicts: npt.NDArray[np.uint8]
+    num_clusters: int
+    examples: list[tuple[int, int, float]]
+    """Document kept, document removed, their similarity."""
+
+
+def cluster(signatures: Signatures, *, threshold: float | None, memory_bytes: int) -> Clusters:
+    """Join equal texts, then those whose signatures agree in at least `threshold`; similarity is handed on.
+
+    Handed on: when A is like B and B like C, all three are one cluster, though A and C may differ more.
+    """
+    count = len(signatures)
+    labels: Labels = np.arange(count, dtype=np.uint32 if count < 2**32 else np.uint64)
+    limit = max(_PIECE, memory_bytes // _KEY_BYTES)
+
+    def same_text(left: Numbers, right: Numbers) -> npt.NDArray[np.bool_]:
+        halves = (signatures.gather(signatures.texts, side)[:, 1] for side in (left, right))
+        return np.asarray(np.equal(*halves))
+
+    _join_column(labels, signatures, signatures.texts, 0, agree=same_text, limit=limit)
+    verdicts = np.where(labels == np.arange(count), KEPT, EXACT).astype(np.uint8)
+    if threshold is not None:
+        least = threshold
+
+        def alike(left: Numbers, right: Numbers) -> npt.NDArray[np.bool_]:
+            is_alike: npt.NDArray[np.bool_] = signatures.similarity(left, right) >= least
+            return is_alike
+
+        for band in range(signatures.keys[0].shape[1] if signatures.keys else 0):
+            _join_column(labels, signatures, signatures.keys, band, agree=alike, limit=limit)
+        verdicts[(labels != np.arange(count)) & (verdicts == KEPT)] = NEAR
+    near = np.flatnonzero(verdicts == NEAR)[:EXAMPLES]
+    kept = labels[near].astype(np.int64)
+    pairs = zip(kept.tolist(), near.tolist(), signatures.similarity(kept, near).tolist(), strict=True)
+    return Clusters(verdicts, len(np.unique(labels[verdicts != KEPT])), list(pairs))
+
+
+def _join_column(
+    labels: Labels,
+    signatures: Signatures,
+    columns: Sequence[npt.NDArray[Any]],
+    column: int,
+    *,
+    agree: Agree,
+    limit: int,
+) -> None:
+    """Join the documents that share a key in one column, in passes of at most about `limit` keys.
+
+    Only documents that still stand for themselves take part: what is equal to another was joined with it.
+    """
+    bits = max(0, (len(labels) - 1) // limit).bit_length()
+    for part in range(1 << bits):
+        keys, documents = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
+        for first, values in signatures.pieces(columns, column):
+            taken = labels[first : first + len(values)] == np.arange(first, first + len(values))
+            if bits:
+                taken &= values >> np.uint64(64 - bits) == part
+            keys.append(values[taken])
+            documents.append(np.flatnonzero(taken) + first)
+        _join_groups(labels, np.concatenate(keys), np.concatenate(documents), agree)
+
+
+def _join_groups(labels: Labels, keys: Hashes, documents: Numbers, agree: Agree) -> None:
+    """Join documents with their group's first, those that do not agree with it with the next first, and so on."""
+    order = np.argsort(keys, kind="stable")
+    keys, documents = keys[order], documents[order]
+    for _ in range(_ROUNDS):
+        follows = np.zeros(len(keys), np.bool_)
+        follows[1:] = keys[1:] == keys[:-1]
+        grouped = follows.copy()
+        grouped[:-1] |= follows[1:]
+        if not grouped.any():
+            return
+        keys, documents, is_head = keys[grouped], documents[grouped], ~follows[grouped]
+        heads = documents[is_head][np.cumsum(is_head) - 1]
+        left, right = heads[~is_head], documents[~is_head]
+        agreed = agree(left, right)
+        join(labels, left[agreed], right[agreed])
+        rest = ~is_head
+        rest[rest] = ~agreed
+        keys, documents = keys[rest], documents[rest]
+
+
+def join(labels: Labels, left: Numbers, right: Numbers) -> None:
+    """Make one cluster of each pair's two: afterwards every label is the smallest number of its cluster."""
+    while True:
+        a, b = labels[left], labels[right]
+        low, high = np.minimum(a, b), np.maximum(a, b)
+        apart = low != high
+        if not apart.any():
+            return
+        np.minimum.at(labels, high[apart], low[apart])
+        while True:  # every label leads to its root, in steps that double
+            roots = labels[labels]
+            if np.array_equal(roots, labels):
+                break
+            labels[:] = roots
+
+
+def _file(place: Path, index: int, kind: str) -> Path:
+    return place / f"{index:05d}.{kind}"
+
+
+def _map(path: Path, dtype: Any, shape: tuple[int, int]) -> npt.NDArray[Any]:
+    return np.memmap(path, dtype, mode="r", shape=shape) if shape[0] and shape[1] else np.empty(shape, dtype)

@@ -1,0 +1,255 @@
+"""Documents in, good documents out: length, quality, repetition and language rules, private values masked.
+
+Every rule is a key of the filter file, and the report counts by that key.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from toolkit.data import privacy
+from toolkit.data.corpus import Report, Work, finish, open_work, run_parts
+from toolkit.data.language import find_language
+from toolkit.data.parts import Part, Tally, open_part
+from toolkit.data.records import Skipped, read_records
+from toolkit.data.rules import LengthSection, QualitySection, RepetitionSection, Rules, from_dict, to_dict
+from toolkit.data.sources import find_inputs
+from toolkit.data.words import Hashes, Words, find_words, hash_runs
+
+_STOP_WORDS = {"the", "be", "to", "of", "and", "that", "have", "with"}
+_BULLETS = ("\u2022", "\u2023", "\u25cf", "\u25e6", "*", "-")
+_ELLIPSES = ("...", "\u2026")
+_LETTER = re.compile(r"[^\W\d_]")
+_AROUND = 40  # characters of a sample on each side of what was masked
+_DUPLICATE_RUNS = range(5, 11)
+_TOP_RUNS = range(2, 5)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """The rule that removes a document (a key of the filter file), and the figure that it found."""
+
+    rule: str
+    found: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Filtering:
+    """What is asked for; two equal ones give byte-identical corpora."""
+
+    inputs: tuple[str, ...]
+    rules: Rules
+    column: str = "text"
+    on_error: str = "stop"
+    """`stop` at a record that cannot be read, or `skip` it: counted and listed."""
+
+
+def filter_corpus(asked: Filtering, out: str, *, processes: int, report: Report) -> dict[str, Any]:
+    """Filter a corpus, or go on where a killed filtering stopped, or find that it is there already.
+
+    Args:
+        asked: inputs and rules.
+        out: directory or URL of the corpus to make.
+        processes: inputs in work at once.
+        report: told after each input.
+
+    Returns:
+        The content of corpus.json.
+
+    Raises:
+        DataError: bad input, or another corpus stands there.
+        StorageError: it cannot be written.
+    """
+    engines = {name: version(name) for name in ("py3langid", "phonenumberslite", "zstandard")}
+    settings = {
+        "rules": to_dict(asked.rules), "column": asked.column, "on_error": asked.on_error, "engines": engines,
+    }  # fmt: skip
+    work, finished = open_work(out, act="filter", asked=settings, inputs=find_inputs(list(asked.inputs)))
+    if finished is not None:
+        return finished
+    parts = run_parts(work, filter_part, processes=processes, report=report)
+    return finish(work, parts, extra={})
+
+
+def filter_part(work: Work, index: int) -> Part:
+    """Filter one input into its part."""
+    rules = from_dict(work.asked["rules"])
+    column = work.asked["column"]
+    skipped = Skipped()
+    tally = Tally()
+    records = read_records(
+        work.inputs[index].name, column=column, skipped=skipped if work.asked["on_error"] == "skip" else None
+    )
+    with open_part(work.part_url(index)) as writer:
+        for record in records:
+            text = _judge(record.fields[column], record.origin, rules, tally)
+            if text is not None:
+                writer.write({**record.fields, column: text})
+        checksum = writer.close()
+    return tally.close(
+        work.part_name(index), num_bytes=writer.num_bytes, xxh3=checksum,
+        num_skipped=skipped.count, skipped=skipped.reasons,
+    )  # fmt: skip
+
+
+def _judge(text: str, origin: str, rules: Rules, tally: Tally) -> str | None:
+    """Give a document's text as it stays, or None; count either."""
+    fault = find_fault(text, rules)
+    acts = asdict(rules.privacy)
+    regions = tuple(rules.privacy.phone_regions)
+    if fault is None:
+        wanted = [kind for kind in privacy.KINDS if acts[kind] != "keep"]
+        masked, counts = privacy.mask(text, kinds=wanted, phone_regions=regions)
+        dropping = next((kind for kind in counts if acts[kind] == "drop"), None)
+        if dropping is None:
+            tally.keep(text, masked)
+            tally.masked.update(counts)
+            for kind in filter(tally.wants_sample, counts):
+                tally.add_sample(kind, f"{origin}: {_around(_mask_all(masked, regions), privacy.token(kind))}")
+            return masked
+        fault = Fault(f"privacy.{dropping}", str(counts[dropping]))
+    tally.remove(text, fault.rule)
+    if tally.wants_sample(fault.rule):
+        shown = _mask_all(text, regions)
+        tally.add_sample(fault.rule, f"{origin}: {fault.found}: {_around(shown, '')}")
+    return None
+
+
+def find_fault(text: str, rules: Rules) -> Fault | None:
+    """Find the first rule that a text breaks; privacy apart."""
+    words = text.split()
+    for fault in (*_length_faults(words, rules.length), *_quality_faults(text, words, rules.quality)):
+        return fault
+    for fault in _repetition_faults(text, rules.repetition):
+        return fault
+    keep = rules.language.keep
+    if keep:
+        language, probability = find_language(text)
+        if language not in keep or probability < rules.language.min_confidence:
+            return Fault("language.keep", f"{language} {probability:.2f}")
+    return None
+
+
+def _length_faults(words: Sequence[str], rules: LengthSection) -> Iterator[Fault]:
+    if rules.min_words is not None and len(words) < rules.min_words:
+        yield Fault("length.min_words", str(len(words)))
+    if rules.max_words is not None and len(words) > rules.max_words:
+        yield Fault("length.max_words", str(len(words)))
+
+
+def _quality_faults(text: str, words: Sequence[str], rules: QualitySection) -> Iterator[Fault]:
+    num_words = max(1, len(words))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    num_lines = max(1, len(lines))
+    mean_word = sum(map(len, words)) / num_words
+    if rules.min_mean_word is not None and mean_word < rules.min_mean_word:
+        yield Fault("quality.min_mean_word", f"{mean_word:.2f}")
+    if rules.max_mean_word is not None and mean_word > rules.max_mean_word:
+        yield Fault("quality.max_mean_word", f"{mean_word:.2f}")
+    symbols = max(text.count("#"), sum(text.count(mark) for mark in _ELLIPSES)) / num_words
+    if rules.max_symbols is not None and symbols > rules.max_symbols:
+        yield Fault("quality.max_symbols", f"{symbols:.2f}")
+    bullets = sum(line.startswith(_BULLETS) for line in lines) / num_lines
+    if rules.max_bullet_lines is not None and bullets > rules.max_bullet_lines:
+        yield Fault("quality.max_bullet_lines", f"{bullets:.2f}")
+    ellipses = sum(line.endswith(_ELLIPSES) for line in lines) / num_lines
+    if rules.max_ellipsis_lines is not None and ellipses > rules.max_ellipsis_lines:
+        yield Fault("quality.max_ellipsis_lines", f"{ellipses:.2f}")
+    yield from _word_faults(words, rules)
+
+
+def _word_faults(words: Sequence[str], rules: QualitySection) -> Iterator[Fault]:
+    least = rules.min_alphabetic_words
+    # Words of letters only are counted first: most texts have enough of them, and it is ten times as fast.
+    if least is not None and sum(map(str.isalpha, words)) < least * len(words):
+        alphabetic = sum(_LETTER.search(word) is not None for word in words) / len(words)
+        if alphabetic < least:
+            yield Fault("quality.min_alphabetic_words", f"{alphabetic:.2f}")
+    if rules.min_stop_words is not None:
+        found = len(_STOP_WORDS.intersection(map(str.lower, words)))
+        if found < rules.min_stop_words:
+            yield Fault("quality.min_stop_words", str(found))
+
+
+def _repetition_faults(text: str, rules: RepetitionSection) -> Iterator[Fault]:
+    pieces = (
+        ("line", [line.strip() for line in text.split("\n") if line.strip()]),
+        ("paragraph", [piece.strip() for piece in text.split("\n\n") if piece.strip()]),
+    )
+    for name, found in pieces:
+        number, characters = measure_duplicates(found)
+        yield from _fault_above(rules, f"duplicate_{name}s", number)
+        yield from _fault_above(rules, f"duplicate_{name}_characters", characters)
+    words = find_words(text)
+    for length, part in measure_top_runs(words, _TOP_RUNS):
+        yield from _fault_above(rules, f"top_{length}_gram", part)
+    for length, part in measure_duplicate_runs(words, _DUPLICATE_RUNS):
+        yield from _fault_above(rules, f"duplicate_{length}_grams", part)
+
+
+def _fault_above(rules: RepetitionSection, name: str, found: float) -> Iterator[Fault]:
+    limit = getattr(rules, name)
+    if limit is not None and found > limit:
+        yield Fault(f"repetition.{name}", f"{found:.2f}")
+
+
+def measure_duplicates(pieces: Sequence[str]) -> tuple[float, float]:
+    """Measure which part of pieces was there before, by number and by characters."""
+    unique = set(pieces)
+    total = max(1, sum(map(len, pieces)))
+    return 1 - len(unique) / max(1, len(pieces)), 1 - sum(map(len, unique)) / total if pieces else 0.0
+
+
+def measure_top_runs(words: Words, lengths: range) -> Iterator[tuple[int, float]]:
+    """Measure, for each length, the part of characters in the most frequent run of that many words."""
+    sizes = words.ends - words.starts
+    for length in lengths:
+        if len(sizes) < length:
+            return
+        runs = hash_runs(words.hashes, length)
+        _, firsts, counts = np.unique(runs, return_index=True, return_counts=True)
+        top = int(counts.max())
+        if top == 1:
+            return  # longer runs do not repeat either
+        longest = max(int(sizes[first : first + length].sum()) for first in firsts[counts == top])
+        yield length, top * longest / int(sizes.sum())
+
+
+def measure_duplicate_runs(words: Words, lengths: range) -> Iterator[tuple[int, float]]:
+    """Measure, for each length, the part of characters in runs of that many words that were there before."""
+    sizes = words.ends - words.starts
+    for length in lengths:
+        if len(sizes) < length:
+            return
+        covered = _cover_repeats(hash_runs(words.hashes, length), length)
+        if not covered.any():
+            return  # longer runs do not repeat either
+        yield length, float(sizes[covered].sum() / sizes.sum())
+
+
+def _cover_repeats(runs: Hashes, length: int) -> npt.NDArray[np.bool_]:
+    """Mark the words of runs that were there before: bool [len(runs) + length - 1]."""
+    _, firsts, inverse = np.unique(runs, return_index=True, return_inverse=True)
+    repeats = np.flatnonzero(firsts[inverse] != np.arange(len(runs)))
+    edges = np.zeros(len(runs) + length, np.int64)
+    np.add.at(edges, repeats, 1)
+    np.add.at(edges, repeats + length, -1)
+    covered: npt.NDArray[np.bool_] = np.cumsum(edges)[:-1] > 0
+    return covered
+
+
+def _mask_all(text: str, regions: tuple[str, ...]) -> str:
+    """Mask every kind, whatever the rules keep: what is shown must not hold a private value."""
+    return privacy.mask(text, kinds=privacy.KINDS, phone_regions=regions)[0]
+
+
+def _around(text: str, mark: str) -> str:
+    """Cut a line around the first place of a mark."""
+    place = text.index(mark)
+    cut = text[max(0, place - _AROUND) : place + len(mark) + _AROUND]
+    return " ".join(cut.split())
