@@ -6,6 +6,7 @@ Memory: 4 bytes a document for the clusters, and about 64 bytes for each key tha
 as many passes as `memory_bytes` asks for. A thousand million documents at 4 GiB: 8 GiB in all, 16 passes a band.
 """
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from toolkit import storage
 from toolkit.data.words import Hashes
 from toolkit.errors import StorageError
 
@@ -31,7 +33,7 @@ Numbers = npt.NDArray[np.int64]
 Agree = Callable[[Numbers, Numbers], npt.NDArray[np.bool_]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SignatureWriter:
     """Appends the signatures of an input's documents."""
 
@@ -39,30 +41,46 @@ class SignatureWriter:
     minhashes: IO[bytes]
     keys: IO[bytes]
     bands: int
+    count: int = 0
 
     def add(self, texts: Sequence[tuple[int, int]], minhashes: Hashes) -> None:
         """Append a batch: two halves of each text's hash, and its MinHash signature (none when bands is 0)."""
         self.texts.write(np.array(texts, np.uint64).tobytes())
         self.minhashes.write(minhashes.astype(np.uint32).tobytes())
+        self.count += len(texts)
         if self.bands:
             self.keys.write(band_keys(minhashes, self.bands).tobytes())
 
 
 @contextmanager
 def write_signatures(place: Path, index: int, *, bands: int) -> Iterator[SignatureWriter]:
-    """Open the three files of an input: text hashes, signatures, keys."""
+    """Open the three files of an input (text hashes, signatures, keys); their record is written at the end."""
     try:
         place.mkdir(parents=True, exist_ok=True)
         with ExitStack() as files:
             texts, minhashes, keys = (
                 files.enter_context(open(_file(place, index, kind), "wb")) for kind in ("text", "minhash", "key")
             )
-            yield SignatureWriter(texts, minhashes, keys, bands)
+            writer = SignatureWriter(texts, minhashes, keys, bands)
+            yield writer
+        storage.write_atomic(str(_file(place, index, "json")), json.dumps(writer.count).encode())
     except OSError as error:
         raise StorageError(
             f"{place}: {error.strerror or error}\n  signatures take 656 bytes a document while in work\n"
             "  make room, or name another local directory: --scratch DIR"
         ) from error
+
+
+def count_signed(place: Path, index: int, *, hashes: int, bands: int) -> int | None:
+    """Count the documents of an input whose signatures are whole; None: they are not."""
+    record = _file(place, index, "json")
+    if not record.is_file():
+        return None
+    count: int = json.loads(record.read_bytes())
+    sizes = {"text": 16, "minhash": 4 * hashes, "key": 8 * bands}
+    paths = {kind: _file(place, index, kind) for kind in sizes}
+    is_whole = all(path.is_file() and path.stat().st_size == count * sizes[kind] for kind, path in paths.items())
+    return count if is_whole else None
 
 
 def band_keys(minhashes: Hashes, bands: int) -> Hashes:

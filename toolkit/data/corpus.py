@@ -209,7 +209,8 @@ def finish(work: Work, parts: Sequence[Part], *, extra: Mapping[str, Any]) -> di
         **extra,
         "before": _reports_of(work.inputs),
     }
-    storage.write_atomic(storage.join(work.partial, NAME), _to_json(report))
+    storage.write_atomic(work.work_url(NAME), _to_json(report))  # there, so that a kill leaves no litter in the corpus
+    storage.rename(work.work_url(NAME), storage.join(work.partial, NAME))
     storage.remove_tree(storage.join(work.partial, "work"))
     storage.rename(work.partial, work.out)
     return report

@@ -23,7 +23,7 @@ import rensa
 import xxhash
 
 from toolkit import storage
-from toolkit.data.clusters import EXACT, KEPT, NEAR, Signatures, cluster, write_signatures
+from toolkit.data.clusters import EXACT, KEPT, NEAR, Signatures, cluster, count_signed, write_signatures
 from toolkit.data.corpus import Report, Work, finish, open_work, run_inputs, run_parts
 from toolkit.data.parts import Part, Tally, open_part
 from toolkit.data.records import Record, Skipped, read_records
@@ -86,7 +86,7 @@ def deduplicate(
     if finished is not None:
         return finished
     place = _signature_dir(work, scratch)
-    missing = [index for index in range(len(work.inputs)) if not _signed(place, index).is_file()]
+    missing = [index for index in range(len(work.inputs)) if count_signed(place, index, **_widths(work)) is None]
     total = work.num_bytes()
     signed = total - work.num_bytes(missing)
     for index, _ in run_inputs(work, _Signing(place), missing, processes=processes):
@@ -138,16 +138,13 @@ class _Signing:
     place: Path
 
     def __call__(self, work: Work, index: int) -> int:
-        """Write the signatures of an input, its record last; give the number of documents."""
-        count = 0
+        """Write the signatures of an input; give the number of documents."""
         is_near = work.asked["threshold"] is not None
-        with write_signatures(self.place, index, bands=_bands(work)) as writer:
+        with write_signatures(self.place, index, bands=_widths(work)["bands"]) as writer:
             for batch in _batches(_records(work, index, Skipped()), work.asked["column"]):
                 nothing = np.empty((len(batch), 0), np.uint64)
                 writer.add([_hash_text(text) for text in batch], sign(batch) if is_near else nothing)
-                count += len(batch)
-        storage.write_atomic(str(_signed(self.place, index)), json.dumps(count).encode())
-        return count
+            return writer.count
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,10 +186,11 @@ def _find_clusters(work: Work, place: Path, memory_bytes: int) -> dict[str, Any]
     if record.is_file():
         found: dict[str, Any] = json.loads(record.read_bytes())
         return found
-    counts = [json.loads(_signed(place, index).read_bytes()) for index in range(len(work.inputs))]
-    threshold = work.asked["threshold"]
-    signatures = Signatures(place, counts, hashes=0 if threshold is None else NUM_HASHES, bands=_bands(work))
-    clusters = cluster(signatures, threshold=threshold, memory_bytes=memory_bytes)
+    found_counts = [count_signed(place, index, **_widths(work)) for index in range(len(work.inputs))]
+    counts = [count for count in found_counts if count is not None]
+    assert len(counts) == len(work.inputs), "all inputs were signed before"
+    signatures = Signatures(place, counts, **_widths(work))
+    clusters = cluster(signatures, threshold=work.asked["threshold"], memory_bytes=memory_bytes)
     for index, (start, end) in enumerate(zip(signatures.offsets[:-1], signatures.offsets[1:], strict=True)):
         storage.write_atomic(str(_verdicts(place, index)), clusters.verdicts[start:end].tobytes())
 
@@ -225,9 +223,9 @@ def _batches(records: Iterable[Record], column: str) -> Iterator[list[str]]:
         yield batch
 
 
-def _bands(work: Work) -> int:
+def _widths(work: Work) -> dict[str, int]:
     threshold = work.asked["threshold"]
-    return 0 if threshold is None else bands_for(threshold)[0]
+    return {"hashes": 0, "bands": 0} if threshold is None else {"hashes": NUM_HASHES, "bands": bands_for(threshold)[0]}
 
 
 def _signature_dir(work: Work, scratch: Path | None) -> Path:
@@ -240,10 +238,6 @@ def _signature_dir(work: Work, scratch: Path | None) -> Path:
     asked = json.dumps([work.asked, [asdict(item) for item in work.inputs]], sort_keys=True)
     place = scratch or storage.local_path(work.work_url(""))
     return place / f"signatures-{xxhash.xxh3_64_hexdigest(asked.encode())}"
-
-
-def _signed(place: Path, index: int) -> Path:
-    return place / f"{index:05d}.json"
 
 
 def _verdicts(place: Path, index: int) -> Path:

@@ -1,6 +1,7 @@
 """Parts of a corpus: records of JSON in packed files, and what became of one input."""
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -146,6 +147,10 @@ def open_part(url: str) -> Iterator[PartWriter]:
     raw = storage.open_file(url, "wb")
     try:
         yield PartWriter(url, raw)
+        if storage.is_local(url):
+            with _telling_of_writes(url):
+                raw.flush()
+                os.fsync(raw.fileno())
     finally:
         with _telling_of_writes(url):
             raw.close()

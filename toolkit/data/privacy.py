@@ -41,10 +41,11 @@ _CARD = re.compile(
 _IBAN = re.compile(r"[A-Z](?<!\w.)[A-Z][0-9]{2}(?: ?[A-Z0-9]){11,29}", re.ASCII)
 _PHONE_ABROAD = re.compile(r"\+(?<![\w.+/-].)[0-9][0-9 ().-]{6,18}[0-9](?!\w|[-.][0-9])", re.ASCII)
 _PHONE_HERE = re.compile(
-    r"[(0-9](?<![\w.+/(-].)(?:(?<=\()[0-9]{2,6}\) ?|(?<=[0-9])[0-9]{1,5}[ .-])[0-9]{2,5}(?:[ .-]?[0-9]{2,5}){0,4}"
-    r"(?!\w|[-.][0-9])",
+    r"[(0-9](?<![\w.+/(-].)(?:(?<=\()[0-9]{2,6}\) ?[0-9]{2,5}(?:[ .-]?[0-9]{2,5}){0,3}"
+    r"|(?<=[0-9])[0-9]{0,5}([ .-])[0-9]{2,8}(?:\1[0-9]{2,5}){0,4})(?!\w|[-.][0-9])",
     re.ASCII,
 )
+_LEAST_DIGITS = 8  # of a number in its country's way of writing; fewer prove nothing
 _DECIMAL = re.compile(r"\+?[0-9]+\.[0-9]+")
 _NATIONAL = tuple(
     (
@@ -75,7 +76,7 @@ _KEYS = tuple(
 )
 # Source: RFC 7468, section 2.
 _PRIVATE_KEY = re.compile(
-    r"-----BEGIN ([A-Z ]{0,20})PRIVATE KEY-----.{32,16000}?-----END \1PRIVATE KEY-----", re.DOTALL
+    r"-----BEGIN ([A-Z ]{0,20})PRIVATE KEY-----(?:[^-]|-(?!----)){32,16000}-----END \1PRIVATE KEY-----"
 )
 
 KINDS = ("key", "email", "iban", "card", "national_id", "ip", "phone")
@@ -218,14 +219,27 @@ def _check_abroad(match: re.Match[str]) -> str | None:
 
 @cache
 def _phone_check(regions: tuple[str, ...]) -> _Check:
+    lengths = {region: _national_lengths(region) for region in regions}
+
     def check(match: re.Match[str]) -> str | None:
         num_digits = sum(mark.isdigit() for mark in match[0])
-        if not 8 <= num_digits <= 12 or _DECIMAL.fullmatch(match[0]):
-            return None  # national numbers with their area have that many
-        masked = (_mask_phones(match[0], region, phonenumbers.Leniency.STRICT_GROUPING) for region in regions)
+        fits = [region for region, sizes in lengths.items() if num_digits in sizes]
+        if not fits or _DECIMAL.fullmatch(match[0]):
+            return None
+        masked = (_mask_phones(match[0], region, phonenumbers.Leniency.STRICT_GROUPING) for region in fits)
         return next((text for text in masked if text is not None), None)
 
     return check
+
+
+def _national_lengths(region: str) -> set[int]:
+    """Give how many digits a region's numbers have, with and without what is dialled before them at home."""
+    plan = phonenumbers.PhoneMetadata.metadata_for_region(region)
+    assert plan is not None, f"{region} has no number plan"
+    prefix = len(plan.national_prefix or "")
+    known = plan.general_desc.possible_length if plan.general_desc is not None else ()
+    lengths = [length for length in known if length >= _LEAST_DIGITS]
+    return {length + more for length in lengths for more in (0, prefix)}
 
 
 def _mask_phones(text: str, region: str, leniency: int) -> str | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.corpus import change_words, make_prose, read_bytes, read_texts
@@ -148,6 +148,7 @@ def test_similar_documents_are_found_and_others_left(tmp_path: Path) -> None:
     assert made["totals"]["documents_kept"] == len(kept)
 
 
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=40))
 def test_joining_gives_every_document_the_smallest_of_its_cluster(pairs: list[tuple[int, int]]) -> None:
     labels = np.arange(31, dtype=np.uint32)

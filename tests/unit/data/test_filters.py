@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.corpus import make_prose, read_bytes, read_part, read_texts
@@ -86,6 +86,7 @@ def test_only_the_languages_asked_for_stay() -> None:
     assert find_fault(GERMAN, Rules(language=LanguageSection(keep=["de", "en"]))) is None
 
 
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.sampled_from(["aa", "b", "ccc"]), min_size=1, max_size=40))
 def test_runs_are_measured_as_a_plain_count_measures_them(spelled: list[str]) -> None:
     words = find_words(" ".join(spelled))

@@ -5,7 +5,7 @@ import string
 
 import phonenumbers
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toolkit.data.checkdigits import is_brazilian_id, is_card, is_iban, luhn
@@ -43,11 +43,13 @@ def cards(draw: st.DrawFn) -> str:
     return separator.join(groups)
 
 
+@settings(max_examples=100, deadline=None)
 @given(cards())
 def test_every_card_in_a_printed_format_is_masked(card: str) -> None:
     assert masked(f"paid with {card}, thanks") == "paid with <CARD>, thanks"
 
 
+@settings(max_examples=100, deadline=None)
 @given(cards(), st.integers(1, 9))
 def test_a_card_with_a_wrong_digit_stays(card: str, change: int) -> None:
     wrong = card[:-1] + str((int(card[-1]) + change) % 10)
@@ -62,12 +64,14 @@ VALUES_AND_GLUE = [
 PIECES = st.sampled_from(VALUES_AND_GLUE)
 
 
+@settings(max_examples=100, deadline=None)
 @given(st.lists(PIECES, max_size=12))
 def test_masking_again_changes_nothing(pieces: list[str]) -> None:
     once = masked("".join(pieces))
     assert masked(once) == once
 
 
+@settings(max_examples=100, deadline=None)
 @given(st.lists(PIECES | st.text(max_size=8), max_size=12))
 def test_everything_but_the_values_stays_byte_for_byte(pieces: list[str]) -> None:
     text = "".join(pieces)
@@ -79,6 +83,7 @@ def test_everything_but_the_values_stays_byte_for_byte(pieces: list[str]) -> Non
         place = text.index(kept, place) + len(kept)
 
 
+@settings(max_examples=100, deadline=None)
 @given(st.text(alphabet=string.ascii_letters + " .,;:!?'\"()\n", max_size=300))
 def test_text_without_digits_and_at_signs_stays(text: str) -> None:
     assert masked(text) == text
@@ -164,6 +169,7 @@ def test_only_the_kinds_asked_for_are_looked_for() -> None:
     assert mask(text, kinds=["ip"], phone_regions=()) == ("a@b.co <IP>", {"ip": 1})
 
 
+@settings(max_examples=100, deadline=None)
 @given(st.text(alphabet=string.digits, min_size=14, max_size=16))
 def test_one_changed_digit_never_leaves_check_digits_right(digits: str) -> None:
     other = str((int(digits[3]) + 1) % 10) + digits[4:]

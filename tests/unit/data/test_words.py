@@ -3,7 +3,7 @@
 import re
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toolkit.data.words import find_words, hash_runs
@@ -11,6 +11,7 @@ from toolkit.data.words import find_words, hash_runs
 LATIN = st.text(alphabet="abcXYZ019 .,-_\n\u00e9\u0451\u00df", max_size=200)
 
 
+@settings(max_examples=100, deadline=None)
 @given(LATIN)
 def test_words_of_spaced_scripts_stand_where_a_regular_expression_finds_them(text: str) -> None:
     words = find_words(text)
@@ -18,6 +19,7 @@ def test_words_of_spaced_scripts_stand_where_a_regular_expression_finds_them(tex
     assert list(zip(words.starts.tolist(), words.ends.tolist(), strict=True)) == expected
 
 
+@settings(max_examples=100, deadline=None)
 @given(LATIN)
 def test_equal_words_hash_alike_and_others_apart(text: str) -> None:
     words = find_words(text)
@@ -35,6 +37,7 @@ def test_a_mark_stays_with_its_letter() -> None:
     assert len(find_words("\u0928\u092e\u0938\u094d\u0924\u0947").hashes) == 1
 
 
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.sampled_from(["a", "b", "c"]), max_size=30), st.integers(1, 6))
 def test_runs_hash_alike_exactly_when_their_words_are_equal(spelled: list[str], length: int) -> None:
     runs = hash_runs(find_words(" ".join(spelled)).hashes, length)
