@@ -6,12 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.corpus import make_prose, read_bytes, read_part, read_texts
-from toolkit.data.filters import Filtering, filter_corpus, find_fault, measure_duplicate_runs, measure_top_runs
-from toolkit.data.rules import LanguageSection, PrivacySection, QualitySection, Rules
+from toolkit.data.filters import Filtering, filter_corpus, find_fault, measure_duplicate_runs, measure_top_run
+from toolkit.data.rules import (
+    LanguageSection,
+    LengthSection,
+    PrivacySection,
+    QualitySection,
+    RepetitionSection,
+    Rules,
+    to_dict,
+)
 from toolkit.data.words import find_words
 from toolkit.errors import DataError
 
@@ -91,17 +99,47 @@ def test_only_the_languages_asked_for_stay() -> None:
 def test_runs_are_measured_as_a_plain_count_measures_them(spelled: list[str]) -> None:
     words = find_words(" ".join(spelled))
     total = sum(map(len, spelled))
-    top, duplicate = dict(measure_top_runs(words, range(2, 5))), dict(measure_duplicate_runs(words, range(5, 11)))
     for length in range(2, 11):
         runs = [tuple(spelled[i : i + length]) for i in range(len(spelled) - length + 1)]
         counts = {run: runs.count(run) for run in runs}
-        if length < 5:
-            most = max(counts.values(), default=1)
-            longest = max((sum(map(len, run)) for run in runs if counts[run] == most), default=0)
-            assert top.get(length, 0.0) == pytest.approx(most * longest / total if most > 1 else 0.0)
-        else:
-            covered = {i + k for i, run in enumerate(runs) if run in runs[:i] for k in range(length)}
-            assert duplicate.get(length, 0.0) == pytest.approx(sum(len(spelled[i]) for i in covered) / total)
+        most = max(counts.values(), default=0)
+        longest = max((sum(map(len, run)) for run in runs if counts[run] == most), default=0)
+        part = most * longest / total if most > 1 else 0.0
+        assert measure_top_run(words, length) == (pytest.approx(part), most)
+        covered = {i + k for i, run in enumerate(runs) if run in runs[:i] for k in range(length)}
+        expected = sum(len(spelled[i]) for i in covered) / total
+        assert measure_duplicate_runs(words, length) == pytest.approx(expected)
+
+
+ANY_QUALITY = QualitySection(
+    min_mean_word=None, max_mean_word=None, max_symbols=None, max_bullet_lines=None, max_ellipsis_lines=None,
+    min_alphabetic_words=None,
+)  # fmt: skip
+LOOSE = RepetitionSection(
+    duplicate_lines=None, duplicate_paragraphs=None, duplicate_line_characters=None, duplicate_paragraph_characters=None
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.sampled_from(["aa", "b", "ccc", "dd", "eeeee"]), min_size=1, max_size=12),
+    st.integers(0, 6),
+    st.integers(0, 100),
+)
+@example(phrase=["abcde", "fghij", "klmno", "pqrst"], times=3, others=60)  # top_4_gram alone
+def test_no_look_that_is_left_out_could_have_found_a_fault(phrase: list[str], times: int, others: int) -> None:
+    spelled = [f"w{place:03d}" for place in range(others)]
+    for place in range(times):
+        spelled[place * 13 : place * 13] = phrase
+    spelled = spelled or ["one"]
+    words = find_words(" ".join(spelled))
+    limits = to_dict(Rules(repetition=LOOSE))["repetition"]
+    parts = {f"top_{length}_gram": measure_top_run(words, length)[0] for length in range(2, 5)}
+    parts |= {f"duplicate_{length}_grams": measure_duplicate_runs(words, length) for length in range(5, 11)}
+    broken = [f"repetition.{name}" for name, part in parts.items() if part > limits[name]]
+    rules = Rules(length=LengthSection(min_words=None), quality=ANY_QUALITY, repetition=LOOSE)
+    fault = find_fault(" ".join(spelled), rules)
+    assert (fault.rule if fault else None) == (broken[0] if broken else None)
 
 
 def test_kept_records_keep_their_fields_and_the_report_counts_by_rule(tmp_path: Path) -> None:
