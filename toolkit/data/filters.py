@@ -5,7 +5,7 @@ Every rule is a key of the filter file, and the report counts by that key.
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from typing import Any
 
@@ -123,16 +123,24 @@ def _judge(text: str, origin: str, rules: Rules, tally: Tally) -> str | None:
 def find_fault(text: str, rules: Rules) -> Fault | None:
     """Find the first rule that a text breaks; privacy apart."""
     words = text.split()
-    for fault in (*_length_faults(words, rules.length), *_quality_faults(text, words, rules.quality)):
-        return fault
-    for fault in _repetition_faults(text, rules.repetition):
-        return fault
+    for section, faults in (
+        (rules.length, _length_faults(words, rules.length)),
+        (rules.quality, _quality_faults(text, words, rules.quality)),
+        (rules.repetition, _repetition_faults(text, rules.repetition)),
+    ):
+        fault = next(faults, None) if _is_on(section) else None
+        if fault is not None:
+            return fault
     keep = rules.language.keep
     if keep:
         language, probability = find_language(text)
         if language not in keep or probability < rules.language.min_confidence:
             return Fault("language.keep", f"{language} {probability:.2f}")
     return None
+
+
+def _is_on(section: LengthSection | QualitySection | RepetitionSection) -> bool:
+    return any(getattr(section, rule.name) is not None for rule in fields(section))
 
 
 def _length_faults(words: Sequence[str], rules: LengthSection) -> Iterator[Fault]:

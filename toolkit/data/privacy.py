@@ -28,7 +28,7 @@ _NO_DOMAIN = re.compile(
 )
 _IPV4 = re.compile(r"[0-9](?<![\w.-].)[0-9]{0,2}\.(?:[0-9]{1,3}\.){2}[0-9]{1,3}(?![\w-]|\.\w)", re.ASCII)
 _VERSION_BEFORE = re.compile(
-    r"(?:\b(?:v|ver|version|release|build|section|chapter)\.?:?\s*|[=<>~]=?\s*|[A-Za-z]/)$", re.IGNORECASE | re.ASCII
+    r"(?:\b(?:v|ver|version|release|build|section|chapter)\.?:?\s*|[=<>~!]=\s*|[A-Za-z]/)$", re.IGNORECASE | re.ASCII
 )
 # Global unicast is 2000::/3, so the first group has four digits. Source: RFC 4291, section 2.4.
 _IPV6 = re.compile(r"[23](?<![\w:.].)[0-9A-Fa-f]{3}:(?:[0-9A-Fa-f]{0,4}:){1,6}[0-9A-Fa-f]{0,4}(?![\w:])", re.ASCII)
@@ -41,7 +41,7 @@ _CARD = re.compile(
 _IBAN = re.compile(r"[A-Z](?<!\w.)[A-Z][0-9]{2}(?: ?[A-Z0-9]){11,29}", re.ASCII)
 _PHONE_ABROAD = re.compile(r"\+(?<![\w.+/-].)[0-9][0-9 ().-]{6,18}[0-9](?!\w|[-.][0-9])", re.ASCII)
 _PHONE_HERE = re.compile(
-    r"[(0-9](?<![\w.+/(-].)(?:(?<=\()[0-9]{2,6}\) ?[0-9]{2,5}(?:[ .-]?[0-9]{2,5}){0,3}"
+    r"[(0-9](?<![\w.+/-].)(?:(?<=\()[0-9]{2,6}\) ?[0-9]{2,5}(?:[ .-]?[0-9]{2,5}){0,3}"
     r"|(?<=[0-9])[0-9]{0,5}([ .-])[0-9]{2,8}(?:\1[0-9]{2,5}){0,4})(?!\w|[-.][0-9])",
     re.ASCII,
 )

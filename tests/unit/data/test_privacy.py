@@ -113,6 +113,8 @@ def test_what_only_looks_like_a_private_value_stays(text: str) -> None:
 
 
 VALUES = {
+    "<ip>8.34.15.67</ip>, ip=8.34.15.67": "<ip><IP></ip>, ip=<IP>",
+    "(415-555-2671), ((415) 555-2671)": "(<PHONE>), (<PHONE>)",
     "Mail a.b+c@mail.uni-x.de now": "Mail <EMAIL> now",
     "mailto:joe@corp.io>": "mailto:<EMAIL>>",
     "\u8054\u7cfbfoo@bar.cn\u3002": "\u8054\u7cfb<EMAIL>\u3002",
