@@ -2,8 +2,8 @@
 
 Documents are numbered through all inputs, in order; a cluster is known by its smallest number.
 
-Memory: 4 bytes a document for the clusters, and about 64 bytes for each key that is sorted at once; keys are sorted in
-as many passes as `memory_bytes` asks for. A thousand million documents at 4 GiB: 8 GiB in all, 16 passes a band.
+Memory: 8 bytes a document, and 64 for each key that is sorted at once; keys are sorted in as many passes as
+`memory_bytes` asks for. A thousand million documents at 4 GiB: 12 GiB, 16 passes for each of 16 bands.
 """
 
 import json
@@ -24,7 +24,7 @@ KEPT, EXACT, NEAR = 0, 1, 2  # verdicts
 EXAMPLES = 5
 _KEY_BYTES = 64  # of memory for a key in work: itself, its document, their order, sorted copies
 _ROUNDS = 32  # heads that a document of a crowded group is compared with; an hour per million else
-_PIECE = 1 << 16  # pairs compared, or documents read, at once
+_PIECE = 1 << 14  # pairs compared (16 MiB of signatures), or documents read, at once
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 _SHIFT = np.uint64(32)
 
@@ -156,7 +156,8 @@ def cluster(signatures: Signatures, *, threshold: float | None, memory_bytes: in
         return np.asarray(np.equal(*halves))
 
     _join_column(labels, signatures, signatures.texts, 0, agree=same_text, limit=limit)
-    verdicts = np.where(labels == np.arange(count), KEPT, EXACT).astype(np.uint8)
+    verdicts = np.full(count, EXACT, np.uint8)
+    verdicts[_are_first(labels)] = KEPT
     if threshold is not None:
         least = threshold
 
@@ -166,11 +167,43 @@ def cluster(signatures: Signatures, *, threshold: float | None, memory_bytes: in
 
         for band in range(signatures.keys[0].shape[1] if signatures.keys else 0):
             _join_column(labels, signatures, signatures.keys, band, agree=alike, limit=limit)
-        verdicts[(labels != np.arange(count)) & (verdicts == KEPT)] = NEAR
-    near = np.flatnonzero(verdicts == NEAR)[:EXAMPLES]
-    kept = labels[near].astype(np.int64)
-    pairs = zip(kept.tolist(), near.tolist(), signatures.similarity(kept, near).tolist(), strict=True)
-    return Clusters(verdicts, len(np.unique(labels[verdicts != KEPT])), list(pairs))
+        verdicts[~_are_first(labels) & (verdicts == KEPT)] = NEAR
+    return Clusters(verdicts, _count_clusters(labels), _find_examples(labels, verdicts, signatures))
+
+
+def _pieces(count: int) -> Iterator[slice]:
+    """Cut documents into pieces: whole arrays of 64-bit numbers would double the memory."""
+    return (slice(start, min(start + _PIECE, count)) for start in range(0, count, _PIECE))
+
+
+def _are_first(labels: Labels) -> npt.NDArray[np.bool_]:
+    """Whether each document is the first of its cluster."""
+    first = np.empty(len(labels), np.bool_)
+    for piece in _pieces(len(labels)):
+        first[piece] = labels[piece] == np.arange(piece.start, piece.stop)
+    return first
+
+
+def _count_clusters(labels: Labels) -> int:
+    """Count the clusters of more than one document."""
+    has_others = np.zeros(len(labels), np.bool_)
+    for piece in _pieces(len(labels)):
+        part = labels[piece]
+        has_others[part[part != np.arange(piece.start, piece.stop)]] = True
+    return int(has_others.sum())
+
+
+def _find_examples(
+    labels: Labels, verdicts: npt.NDArray[np.uint8], signatures: Signatures
+) -> list[tuple[int, int, float]]:
+    near: list[int] = []
+    for piece in _pieces(len(labels)):
+        near += (np.flatnonzero(verdicts[piece] == NEAR) + piece.start).tolist()
+        if len(near) >= EXAMPLES:
+            break
+    removed = np.array(near[:EXAMPLES], np.int64)
+    kept = labels[removed].astype(np.int64)
+    return list(zip(kept.tolist(), removed.tolist(), signatures.similarity(kept, removed).tolist(), strict=True))
 
 
 def _join_column(
@@ -196,6 +229,7 @@ def _join_column(
             keys.append(values[taken])
             documents.append(np.flatnonzero(taken) + first)
         _join_groups(labels, np.concatenate(keys), np.concatenate(documents), agree)
+        flatten(labels)
 
 
 def _join_groups(labels: Labels, keys: Hashes, documents: Numbers, agree: Agree) -> None:
@@ -220,19 +254,28 @@ def _join_groups(labels: Labels, keys: Hashes, documents: Numbers, agree: Agree)
 
 
 def join(labels: Labels, left: Numbers, right: Numbers) -> None:
-    """Make one cluster of each pair's two: afterwards every label is the smallest number of its cluster."""
+    """Make one cluster of each pair's two; afterwards every document leads to the smallest number of its cluster."""
     while True:
-        a, b = labels[left], labels[right]
-        low, high = np.minimum(a, b), np.maximum(a, b)
-        apart = low != high
+        a, b = _roots(labels, left), _roots(labels, right)
+        apart = a != b
         if not apart.any():
             return
-        np.minimum.at(labels, high[apart], low[apart])
-        while True:  # every label leads to its root, in steps that double
-            roots = labels[labels]
-            if np.array_equal(roots, labels):
-                break
-            labels[:] = roots
+        np.minimum.at(labels, np.maximum(a, b)[apart], np.minimum(a, b)[apart])
+
+
+def flatten(labels: Labels) -> None:
+    """Let every label be the smallest number of its cluster."""
+    for piece in _pieces(len(labels)):
+        labels[piece] = _roots(labels, labels[piece])
+
+
+def _roots(labels: Labels, documents: Numbers | Labels) -> Labels:
+    roots = labels[documents]
+    while True:
+        above = labels[roots]
+        if np.array_equal(above, roots):
+            return roots
+        roots = above
 
 
 def _file(place: Path, index: int, kind: str) -> Path:

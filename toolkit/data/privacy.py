@@ -49,7 +49,7 @@ _LEAST_DIGITS = 8  # of a number in its country's way of writing; fewer prove no
 _DECIMAL = re.compile(r"\+?[0-9]+\.[0-9]+")
 _NATIONAL = tuple(
     (
-        re.compile(rf"{first}(?<![\w.-].)(?:{'|'.join(f'({rest})' for _, rest, _ in group)})(?!\w|[.-]\w)", re.ASCII),
+        re.compile(rf"{first}(?<![\w.+-].)(?:{'|'.join(f'({rest})' for _, rest, _ in group)})(?!\w|[.-]\w)", re.ASCII),
         tuple(check for _, _, check in group),
     )
     for first, group in ((first, [form for form in NATIONAL_IDS if form[0] == first]) for first in ("[0-9]", "[A-Z]"))
