@@ -40,8 +40,10 @@ def main() -> int:
     )
     parser.add_argument("--json", action="store_true", help="print the totals as JSON on the last line")
     asked = parser.parse_args()
+    if asked.processes < 1:
+        parser.error("--processes must be at least 1")
     if not 0.5 <= asked.threshold <= 1.0:
-        parser.error("--threshold must lie between 0.5 and 1: below that bands are too many to be worth it")
+        parser.error("--threshold must lie between 0.5 and 1: below it most pairs are candidates")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     wanted = Deduplication(
         inputs=tuple(asked.inputs), threshold=None if asked.exact_only else asked.threshold,

@@ -38,6 +38,8 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=1, help="inputs in work at once (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print the totals as JSON on the last line")
     asked = parser.parse_args()
+    if asked.processes < 1:
+        parser.error("--processes must be at least 1")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     try:
         rules = load_rules(asked.rules, languages=list_languages(), regions=list_regions())

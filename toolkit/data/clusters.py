@@ -37,6 +37,7 @@ Agree = Callable[[Numbers, Numbers], npt.NDArray[np.bool_]]
 class SignatureWriter:
     """Appends the signatures of an input's documents."""
 
+    place: Path
     texts: IO[bytes]
     minhashes: IO[bytes]
     keys: IO[bytes]
@@ -45,25 +46,35 @@ class SignatureWriter:
 
     def add(self, texts: Sequence[tuple[int, int]], minhashes: Hashes) -> None:
         """Append a batch: two halves of each text's hash, and its MinHash signature (none when bands is 0)."""
-        self.texts.write(np.array(texts, np.uint64).tobytes())
-        self.minhashes.write(minhashes.astype(np.uint32).tobytes())
+        with _telling_of_writes(self.place):
+            self.texts.write(np.array(texts, np.uint64).tobytes())
+            self.minhashes.write(minhashes.astype(np.uint32).tobytes())
+            if self.bands:
+                self.keys.write(band_keys(minhashes, self.bands).tobytes())
         self.count += len(texts)
-        if self.bands:
-            self.keys.write(band_keys(minhashes, self.bands).tobytes())
 
 
 @contextmanager
 def write_signatures(place: Path, index: int, *, bands: int) -> Iterator[SignatureWriter]:
     """Open the three files of an input (text hashes, signatures, keys); their record is written at the end."""
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as files:
+    with ExitStack() as stack:
+        with _telling_of_writes(place):
+            place.mkdir(parents=True, exist_ok=True)
             texts, minhashes, keys = (
-                files.enter_context(open(_file(place, index, kind), "wb")) for kind in ("text", "minhash", "key")
+                stack.enter_context(open(_file(place, index, kind), "wb")) for kind in ("text", "minhash", "key")
             )
-            writer = SignatureWriter(texts, minhashes, keys, bands)
-            yield writer
-        storage.write_atomic(str(_file(place, index, "json")), json.dumps(writer.count).encode())
+        writer = SignatureWriter(place, texts, minhashes, keys, bands)
+        yield writer
+        with _telling_of_writes(place):
+            for file in (texts, minhashes, keys):
+                file.close()
+    storage.write_atomic(str(_file(place, index, "json")), json.dumps(writer.count).encode())
+
+
+@contextmanager
+def _telling_of_writes(place: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise StorageError(
             f"{place}: {error.strerror or error}\n  signatures take 656 bytes a document while in work\n"

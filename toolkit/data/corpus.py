@@ -9,7 +9,6 @@ gives the same bytes as an undisturbed one.
 """
 
 import json
-import logging
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -23,8 +22,6 @@ from toolkit import storage
 from toolkit.data.parts import Part, sum_parts
 from toolkit.data.sources import HUB_PREFIX
 from toolkit.errors import DataError, TryAgainError
-
-log = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
 Report = Callable[[int, int], None]
@@ -102,6 +99,8 @@ def open_work(
     work = Work(out=out, act=act, asked=dict(asked), inputs=tuple(identify(name) for name in inputs))
     plan = {"act": act, "asked": work.asked, "inputs": [asdict(item) for item in work.inputs]}
     plan = json.loads(json.dumps(plan))  # tuples become lists, as in what is read back
+    if storage.exists(storage.join(work.partial, NAME)):
+        _give_name(work)  # the one before was killed between its last steps
     if storage.exists(storage.join(out, NAME)):
         finished = read_corpus(out)
         _raise_different(out, finished, plan)
@@ -113,7 +112,6 @@ def open_work(
     if storage.exists(work.work_url("plan.json")):
         _raise_different(work.partial, _read_json(work.work_url("plan.json")), plan)
     else:
-        storage.remove_tree(work.partial)  # killed in `finish`: records whose plan is gone prove nothing
         storage.write_atomic(work.work_url("plan.json"), _to_json(plan))
     return work, None
 
@@ -211,9 +209,13 @@ def finish(work: Work, parts: Sequence[Part], *, extra: Mapping[str, Any]) -> di
     }
     storage.write_atomic(work.work_url(NAME), _to_json(report))  # there, so that a kill leaves no litter in the corpus
     storage.rename(work.work_url(NAME), storage.join(work.partial, NAME))
+    _give_name(work)
+    return report
+
+
+def _give_name(work: Work) -> None:
     storage.remove_tree(storage.join(work.partial, "work"))
     storage.rename(work.partial, work.out)
-    return report
 
 
 def _read_part(work: Work, index: int) -> Part | None:

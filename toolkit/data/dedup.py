@@ -89,6 +89,7 @@ def deduplicate(
     missing = [index for index in range(len(work.inputs)) if count_signed(place, index, **_widths(work)) is None]
     total = work.num_bytes()
     signed = total - work.num_bytes(missing)
+    report(signed, 2 * total)
     for index, _ in run_inputs(work, _Signing(place), missing, processes=processes):
         signed += work.num_bytes([index])
         report(signed, 2 * total)

@@ -132,7 +132,8 @@ def _searches(text: str, kind: str, phone_regions: tuple[str, ...]) -> Iterator[
         if "PRIVATE KEY-----" in text:
             yield _PRIVATE_KEY, lambda match: token("key")
     elif kind == "email":
-        yield from [(_EMAIL, _check_email)] if "@" in text else []
+        if "@" in text:
+            yield _EMAIL, _check_email
     elif kind == "iban":
         yield _IBAN, _check_iban
     elif kind == "card":
@@ -141,11 +142,14 @@ def _searches(text: str, kind: str, phone_regions: tuple[str, ...]) -> Iterator[
         yield from ((pattern, _national_check(checks)) for pattern, checks in _NATIONAL)
     elif kind == "ip":
         yield _IPV4, _check_ip
-        yield from [(_IPV6, _check_ip)] if ":" in text else []
+        if ":" in text:
+            yield _IPV6, _check_ip
     else:
         assert kind == "phone", f"no kind {kind}"
-        yield from [(_PHONE_ABROAD, _check_abroad)] if "+" in text else []
-        yield from [(_PHONE_HERE, _phone_check(phone_regions))] if phone_regions else []
+        if "+" in text:
+            yield _PHONE_ABROAD, _check_abroad
+        if phone_regions:
+            yield _PHONE_HERE, _phone_check(phone_regions)
 
 
 def _replace(text: str, pattern: re.Pattern[str], check: _Check) -> tuple[str, int]:
@@ -190,11 +194,10 @@ def _check_iban(match: re.Match[str]) -> str | None:
     length = iban_length(match[0][:2])
     if length is None:
         return None
-    end = taken = 0
-    for end, mark in enumerate(match[0], start=1):  # noqa: B007
-        taken += mark != " "
-        if taken == length:
-            break
+    ends = [place for place, mark in enumerate(match[0], start=1) if mark != " "]
+    if len(ends) < length:
+        return None
+    end = ends[length - 1]
     rest = match[0][end:] + match.string[match.end() : match.end() + 1]
     if rest[:1].isalnum() or not is_iban(match[0][:end].replace(" ", "")):
         return None
