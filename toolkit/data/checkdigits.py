@@ -75,11 +75,14 @@ def is_italian_id(text: str) -> bool:
 
 
 def is_polish_id(digits: str) -> bool:
-    """Whether digits are a PESEL: date of birth, serial, check digit. Source: Poland, Ustawa o ewidencji ludnosci."""
+    """Whether digits are a PESEL: date of birth, serial, check digit; months count from 20 for those born from 2000.
+
+    Source: Poland, Ustawa o ewidencji ludnosci. Its other centuries hold nobody who is alive.
+    """
     century, month = divmod(int(digits[2:4]), 20)
-    year = (1900, 2000, 2100, 2200, 1800)[century] + int(digits[:2])
     weights = (1, 3, 7, 9, 1, 3, 7, 9, 1, 3, 1)
-    return _is_date(year, month, int(digits[4:6])) and _weigh(digits, weights) % 10 == 0
+    is_born = century < 2 and _is_date(1900 + 100 * century + int(digits[:2]), month, int(digits[4:6]))
+    return is_born and _weigh(digits, weights) % 10 == 0
 
 
 def is_french_id(text: str) -> bool:
