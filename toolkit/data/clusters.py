@@ -7,6 +7,7 @@ Memory: 8 bytes a document, and 64 for each key that is sorted at once; keys are
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ EXAMPLES = 5
 _KEY_BYTES = 64  # of memory for a key in work: itself, its document, their order, sorted copies
 _ROUNDS = 32  # heads that a document of a crowded group is compared with; an hour per million else
 _PIECE = 1 << 14  # pairs compared (16 MiB of signatures), or documents read, at once
+_FILES = ("text", "minhash", "key")
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 _SHIFT = np.uint64(32)
 
@@ -60,14 +62,16 @@ def write_signatures(place: Path, index: int, *, bands: int) -> Iterator[Signatu
     with ExitStack() as stack:
         with _telling_of_writes(place):
             place.mkdir(parents=True, exist_ok=True)
+            mine = f"{os.getpid()}.partial"  # a process whose parent was killed may still be at the same input
             texts, minhashes, keys = (
-                stack.enter_context(open(_file(place, index, kind), "wb")) for kind in ("text", "minhash", "key")
+                stack.enter_context(open(_file(place, index, f"{kind}.{mine}"), "wb")) for kind in _FILES
             )
         writer = SignatureWriter(place, texts, minhashes, keys, bands)
         yield writer
         with _telling_of_writes(place):
-            for file in (texts, minhashes, keys):
+            for file, kind in zip((texts, minhashes, keys), _FILES, strict=True):
                 file.close()
+                os.replace(_file(place, index, f"{kind}.{mine}"), _file(place, index, kind))
     storage.write_atomic(str(_file(place, index, "json")), json.dumps(writer.count).encode())
 
 

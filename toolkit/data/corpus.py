@@ -10,6 +10,10 @@ gives the same bytes as an undisturbed one.
 
 import json
 import multiprocessing
+import os
+import threading
+import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -67,6 +71,10 @@ class Work:
     def part_url(self, index: int) -> str:
         """Place the part of an input."""
         return storage.join(self.partial, self.part_name(index))
+
+    def beside_url(self, index: int) -> str:
+        """Place the part of an input while it is written: another name each time."""
+        return self.work_url(f"{self.part_name(index)}.{uuid.uuid4().hex[:8]}")
 
     def work_url(self, name: str) -> str:
         """Place what only a restart needs."""
@@ -172,7 +180,9 @@ def run_inputs(
             yield index, task(work, index)
         return
     context = multiprocessing.get_context("spawn")  # a fork after the first HDFS call hangs
-    with ProcessPoolExecutor(min(processes, len(indices)), mp_context=context) as pool:
+    with ProcessPoolExecutor(
+        min(processes, len(indices)), mp_context=context, initializer=_end_with, initargs=(os.getpid(),)
+    ) as pool:
         futures = {pool.submit(task, work, index): index for index in indices}
         try:
             for future in as_completed(futures):
@@ -184,6 +194,17 @@ def run_inputs(
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent is gone: killed at once, a pool leaves its workers behind for ever."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def finish(work: Work, parts: Sequence[Part], *, extra: Mapping[str, Any]) -> dict[str, Any]:

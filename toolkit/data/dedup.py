@@ -159,7 +159,7 @@ class _Writing:
         verdicts = np.fromfile(_verdicts(self.place, index), np.uint8).tolist()
         column, name = work.asked["column"], work.inputs[index].name
         skipped, tally = Skipped(), Tally()
-        with open_part(work.part_url(index)) as writer:
+        with open_part(work.part_url(index), beside=work.beside_url(index)) as writer:
             for record in _records(work, index, skipped):
                 if tally.documents_read == len(verdicts):
                     raise DataError(f"{name} has grown while it was read\n  start again when nothing writes to it")

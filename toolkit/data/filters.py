@@ -85,7 +85,7 @@ def filter_part(work: Work, index: int) -> Part:
     records = read_records(
         work.inputs[index].name, column=column, skipped=skipped if work.asked["on_error"] == "skip" else None
     )
-    with open_part(work.part_url(index)) as writer:
+    with open_part(work.part_url(index), beside=work.beside_url(index)) as writer:
         for record in records:
             text = _judge(record.fields[column], record.origin, rules, tally)
             if text is not None:

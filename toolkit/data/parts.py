@@ -138,22 +138,28 @@ class PartWriter:
 
 
 @contextmanager
-def open_part(url: str) -> Iterator[PartWriter]:
-    """Open a part for writing.
+def open_part(url: str, *, beside: str) -> Iterator[PartWriter]:
+    """Open a part for writing; it takes its name at the end.
+
+    Args:
+        url: the part.
+        beside: what it is called until then. Its own for each writer: a process whose parent was killed may
+            still be at the same part.
 
     Raises:
         StorageError: it cannot be written, as on a full disk.
     """
-    raw = storage.open_file(url, "wb")
+    raw = storage.open_file(beside, "wb")
     try:
         yield PartWriter(url, raw)
-        if storage.is_local(url):
+        if storage.is_local(beside):
             with _telling_of_writes(url):
                 raw.flush()
                 os.fsync(raw.fileno())
     finally:
         with _telling_of_writes(url):
             raw.close()
+    storage.rename(beside, url)
 
 
 @contextmanager

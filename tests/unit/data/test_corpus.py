@@ -3,10 +3,14 @@
 import json
 import os
 import resource
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.corpus import make_prose, read_bytes, read_part
@@ -18,6 +22,7 @@ from toolkit.data.parts import open_part
 from toolkit.data.rules import Rules
 from toolkit.errors import DataError, StorageError, TryAgainError
 
+ROOT = Path(__file__).parents[3]
 Act = Callable[[tuple[str, ...], Path], dict[str, Any]]
 
 
@@ -184,16 +189,60 @@ def test_a_process_that_dies_is_a_passing_trouble(tmp_path: Path) -> None:
         list(run_inputs(work, _die, [0, 1], processes=2))
 
 
+def _linger(work: Any, index: int) -> None:
+    Path(f"{work.out}.{index}.pid").write_text(str(os.getpid()), encoding="utf-8")
+    time.sleep(60)
+
+
+def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
+    code = (
+        "from tests.unit.data.test_corpus import *\n"
+        "from tests.unit.data.test_corpus import _linger\n"
+        "import sys\n"
+        "if __name__ == '__main__':\n"
+        "    work, _ = open_work(sys.argv[1], act='filter', asked={}, inputs=sys.argv[2:])\n"
+        "    list(run_inputs(work, _linger, [0, 1], processes=2))\n"
+    )
+    out = tmp_path / "out"
+    parent = subprocess.Popen([sys.executable, "-c", code, out, *write_inputs(tmp_path)], cwd=ROOT)
+    records = [Path(f"{out}.{index}.pid") for index in range(2)]
+    try:
+        wait_until(lambda: all(record.is_file() and record.read_text() for record in records))
+    finally:
+        parent.kill()
+        parent.wait()
+    workers = [int(record.read_text()) for record in records]
+    wait_until(lambda: not any(map(is_running, workers)))
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    for _ in range(600):
+        if holds():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it never came to hold")
+
+
 def test_half_a_surrogate_pair_goes_through_as_it_came(tmp_path: Path) -> None:
     fields = json.loads('{"text": "\\ud83d caf\u00e9"}')
-    with open_part(str(tmp_path / "part")) as writer:
+    with open_part(str(tmp_path / "part"), beside=str(tmp_path / "beside")) as writer:
         writer.write(fields)
         writer.close()
     assert read_part(tmp_path / "part") == [fields]
 
 
 def test_a_field_that_json_cannot_hold_is_named(tmp_path: Path) -> None:
-    with open_part(str(tmp_path / "part")) as writer, pytest.raises(DataError, match="a field that JSON cannot hold"):
+    with (
+        open_part(str(tmp_path / "part"), beside=str(tmp_path / "beside")) as writer,
+        pytest.raises(DataError, match="a field that JSON cannot hold"),
+    ):
         writer.write({"text": "x", "when": b"bytes"})
 
 
