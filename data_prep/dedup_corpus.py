@@ -4,17 +4,16 @@ python data_prep/dedup_corpus.py data/corpus-filtered --out data/corpus-unique
 python data_prep/dedup_corpus.py a.jsonl b.parquet --exact-only --out data/corpus-unique
 
 OUT gets part-00000.jsonl.zst ... (one an input, all fields kept) and corpus.json with counts and examples. The result
-does not depend on processes or memory. Started again after a kill, it goes on where it was.
+does not depend on jobs or memory. Started again after a kill, it goes on where it was.
 """
 
 import argparse
 import json
-import logging
 import sys
 from pathlib import Path
 
+from toolkit.data.bar import show_progress
 from toolkit.data.dedup import Deduplication, deduplicate
-from toolkit.data.progress import show_progress
 from toolkit.errors import ToolkitError
 
 
@@ -33,28 +32,26 @@ def main() -> int:
     parser.add_argument(
         "--on-error", choices=["stop", "skip"], default="stop", help="at a broken record (default: stop)"
     )
-    parser.add_argument("--processes", type=int, default=1, help="inputs in work at once (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=1, help="processes, each at one input (default: %(default)s)")
     parser.add_argument("--memory-gib", type=float, default=4.0, help="for sorting keys (default: %(default)s)")
     parser.add_argument(
         "--scratch", type=Path, help="local directory for 656 bytes a document while in work (default: beside OUT)"
     )
     parser.add_argument("--json", action="store_true", help="print the totals as JSON on the last line")
     asked = parser.parse_args()
-    if asked.processes < 1:
-        parser.error("--processes must be at least 1")
+    if asked.jobs < 1:
+        parser.error("--jobs must be at least 1")
     if not 0.5 <= asked.threshold <= 1.0:
         parser.error("--threshold must lie between 0.5 and 1: below it most pairs are candidates")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     wanted = Deduplication(
         inputs=tuple(asked.inputs), threshold=None if asked.exact_only else asked.threshold,
         column=asked.column, on_error=asked.on_error,
     )  # fmt: skip
     try:
-        with show_progress("deduplicating") as report:
-            made = deduplicate(
-                wanted, asked.out, processes=asked.processes,
-                memory_bytes=int(asked.memory_gib * 2**30), scratch=asked.scratch, report=report,
-            )  # fmt: skip
+        made = deduplicate(
+            wanted, asked.out, jobs=asked.jobs, memory_bytes=int(asked.memory_gib * 2**30), scratch=asked.scratch,
+            show=show_progress,
+        )  # fmt: skip
     except ToolkitError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -62,8 +59,8 @@ def main() -> int:
     exact, near = (totals["removed"].get(kind, 0) for kind in ("exact", "near"))
     print(f"{asked.out}: {totals['documents_kept']:,} of {totals['documents_read']:,} documents kept")
     print(f"  removed {exact:,} exact and {near:,} near duplicates of {made['clusters']:,} documents")
-    for part, item in zip(made["parts"], made["inputs"], strict=True):
-        print(f"  {item['name']}: {part['documents_read'] - part['documents_kept']:,} of {part['documents_read']:,}")
+    for part, item in list(zip(made["parts"], made["inputs"], strict=True))[:20]:  # corpus.json has all
+        print(f"  {item['name']}: {sum(part['removed'].values()):,} of {part['documents_read']:,}")
     for pair in made["examples"]:
         print(f"  {pair['similarity']:.3f}: {pair['removed']} is like {pair['kept']}")
     if asked.json:

@@ -9,14 +9,13 @@ rule, with redacted samples. Started again after a kill, it goes on with the inp
 
 import argparse
 import json
-import logging
 import sys
 from pathlib import Path
 
+from toolkit.data.bar import show_progress
 from toolkit.data.filters import Filtering, filter_corpus
 from toolkit.data.language import list_languages
 from toolkit.data.privacy import list_regions
-from toolkit.data.progress import show_progress
 from toolkit.data.rules import load_rules
 from toolkit.errors import ToolkitError
 
@@ -35,17 +34,15 @@ def main() -> int:
     parser.add_argument(
         "--on-error", choices=["stop", "skip"], default="stop", help="at a broken record (default: stop)"
     )
-    parser.add_argument("--processes", type=int, default=1, help="inputs in work at once (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=1, help="processes, each at one input (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print the totals as JSON on the last line")
     asked = parser.parse_args()
-    if asked.processes < 1:
-        parser.error("--processes must be at least 1")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    if asked.jobs < 1:
+        parser.error("--jobs must be at least 1")
     try:
         rules = load_rules(asked.rules, languages=list_languages(), regions=list_regions())
         filtering = Filtering(inputs=tuple(asked.inputs), rules=rules, column=asked.column, on_error=asked.on_error)
-        with show_progress("filtering") as report:
-            made = filter_corpus(filtering, asked.out, processes=asked.processes, report=report)
+        made = filter_corpus(filtering, asked.out, jobs=asked.jobs, show=show_progress)
     except ToolkitError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -3,6 +3,8 @@
 import io
 import json
 import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,32 @@ import zstandard
 VOCABULARY = [
     f"{a}{b}{c}" for a in ("ka", "lo", "mi", "ste", "ru") for b in ("ne", "ta", "vo", "sil") for c in ("", "n", "r")
 ]
+
+
+@contextmanager
+def show_nothing(title: str, *, total_bytes: int, done_bytes: int) -> Iterator[Callable[[int], None]]:
+    yield lambda num_bytes: None
+
+
+class StoppedError(Exception):
+    """Ends a run from within."""
+
+
+def stop_at(count: int) -> Callable[..., Any]:
+    """Show progress by ending the run at the count-th report of it."""
+    reports = 0
+
+    def report(num_bytes: int) -> None:
+        nonlocal reports
+        reports += 1
+        if reports == count:
+            raise StoppedError
+
+    @contextmanager
+    def show(title: str, *, total_bytes: int, done_bytes: int) -> Iterator[Callable[[int], None]]:
+        yield report
+
+    return show
 
 
 def make_prose(seed: int, *, num_words: int = 120) -> str:

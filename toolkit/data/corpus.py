@@ -8,32 +8,31 @@ A part counts when its record is there and fits it, so a killed act goes on with
 gives the same bytes as an undisturbed one.
 """
 
+import functools
 import json
-import multiprocessing
-import os
-import threading
-import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import xxhash
 
 from toolkit import storage
 from toolkit.data.parts import Part, sum_parts
+from toolkit.data.records import Record, Skipped, read_records
 from toolkit.data.sources import HUB_PREFIX
-from toolkit.errors import DataError, TryAgainError
+from toolkit.data.workers import Report, run_tasks
+from toolkit.errors import DataError
 
-_Result = TypeVar("_Result")
-Report = Callable[[int, int], None]
-"""Takes the bytes of inputs that are done, and of all."""
+Show = Callable[..., AbstractContextManager[Report]]
+"""`bar.show_progress`, or what else takes a title, total_bytes and done_bytes."""
 
 NAME = "corpus.json"
 FORMAT_VERSION = 1
 _PROBE_BYTES = 1 << 20
+_REPORT_BYTES = 4 << 20
+_EXPANSION = 4  # assumption: text unpacks to about this many times its size; only the bar depends on it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,6 +78,9 @@ class Work:
     def work_url(self, name: str) -> str:
         """Place what only a restart needs."""
         return storage.join(self.partial, "work", name)
+
+
+Task = Callable[[Work, int, Report], Part]
 
 
 def identify(name: str) -> InputFile:
@@ -140,71 +142,50 @@ def read_corpus(directory: str) -> dict[str, Any]:
     return found
 
 
-def run_parts(
-    work: Work,
-    task: Callable[[Work, int], Part],
-    *,
-    processes: int,
-    report: Report,
-) -> list[Part]:
-    """Make the parts that are missing, each by `task(work, index)`, and give all of them in the order of inputs.
+def missing_parts(work: Work) -> list[int]:
+    """List the inputs whose part is still to be made."""
+    return [index for index in range(len(work.inputs)) if _read_part(work, index) is None]
+
+
+def run_parts(work: Work, task: Task, *, jobs: int, report: Report) -> list[Part]:
+    """Make the parts that are missing, and give all of them in the order of inputs.
 
     Args:
         work: the corpus.
-        task: writes the part of an input and says what became of it; a function of a module, since it is sent
-            to other processes.
-        processes: that many at once; 1 works in this one. The result does not depend on it.
-        report: told after each part.
+        task: writes the part of an input and says what became of it; importable, since it is sent to other processes.
+        jobs: processes. The result does not depend on it.
+        report: told the bytes of inputs as they are done.
     """
-    found = {index: _read_part(work, index) for index in range(len(work.inputs))}
-    parts = {index: part for index, part in found.items() if part is not None}
-    report(work.num_bytes(parts), work.num_bytes())
-    missing = [index for index in found if index not in parts]
-    for index, part in run_inputs(work, task, missing, processes=processes):
-        storage.write_atomic(work.work_url(f"part-{index:05d}.json"), _to_json(asdict(part)))
-        parts[index] = part
-        report(work.num_bytes(parts), work.num_bytes())
-    return [parts[index] for index in range(len(work.inputs))]
+    run_tasks(missing_parts(work), functools.partial(_make_part, work, task), num_workers=jobs, report=report)
+    parts = [_read_part(work, index) for index in range(len(work.inputs))]
+    return [part for part in parts if part is not None]
 
 
-def run_inputs(
-    work: Work, task: Callable[[Work, int], _Result], indices: Sequence[int], *, processes: int
-) -> Iterator[tuple[int, _Result]]:
-    """Give `task(work, index)` of each input, as they come; `task` must be one that can be sent to a process.
+def _make_part(work: Work, task: Task, index: int, report: Report) -> None:
+    storage.write_atomic(work.work_url(f"part-{index:05d}.json"), _to_json(asdict(task(work, index, report))))
 
-    Raises:
-        TryAgainError: a process was killed; what others finished is kept.
+
+def read_input(work: Work, index: int, *, skipped: Skipped, report: Report) -> Iterator[Record]:
+    """Read the records of an input as was asked, and report its bytes on the way.
+
+    Args:
+        work: the corpus; `asked` names the column and what becomes of broken records.
+        index: of the input.
+        skipped: takes broken records, if they are to be skipped.
+        report: told estimates, and at the end what is left of the size of the input.
     """
-    if processes == 1 or len(indices) <= 1:
-        for index in indices:
-            yield index, task(work, index)
-        return
-    context = multiprocessing.get_context("spawn")  # a fork after the first HDFS call hangs
-    with ProcessPoolExecutor(
-        min(processes, len(indices)), mp_context=context, initializer=_end_with, initargs=(os.getpid(),)
-    ) as pool:
-        futures = {pool.submit(task, work, index): index for index in indices}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BrokenProcessPool as error:
-            raise TryAgainError(
-                "a process died while it worked on an input (killed, or out of memory)\n"
-                "  finished inputs are kept\n  start the same command again, with fewer --processes if memory ran out"
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _end_with(parent: int) -> None:
-    """End this process when its parent is gone: killed at once, a pool leaves its workers behind for ever."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    item, column = work.inputs[index], work.asked["column"]
+    expansion = _EXPANSION if item.name.endswith((".gz", ".zst")) else 1
+    left, passed = item.num_bytes, 0
+    takes = skipped if work.asked["on_error"] == "skip" else None
+    for record in read_records(item.name, column=column, skipped=takes):
+        yield record
+        passed += len(record.fields[column])
+        if passed > _REPORT_BYTES:
+            done, passed = min(left, passed // expansion), 0
+            left -= done
+            report(done)
+    report(left)
 
 
 def finish(work: Work, parts: Sequence[Part], *, extra: Mapping[str, Any]) -> dict[str, Any]:

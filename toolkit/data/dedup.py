@@ -10,6 +10,7 @@ Disk, while in work: 656 bytes a document. Memory: see `clusters.py`; a process 
 Source: Broder 1997 (MinHash); Leskovec, Rajaraman and Ullman, Mining of Massive Datasets, section 3.4 (bands).
 """
 
+import functools
 import json
 import shutil
 from collections.abc import Iterable, Iterator
@@ -24,11 +25,12 @@ import xxhash
 
 from toolkit import storage
 from toolkit.data.clusters import EXACT, KEPT, NEAR, Signatures, cluster, count_signed, write_signatures
-from toolkit.data.corpus import Report, Work, finish, open_work, run_inputs, run_parts
+from toolkit.data.corpus import Show, Work, finish, missing_parts, open_work, read_input, run_parts
 from toolkit.data.parts import Part, Tally, open_part
-from toolkit.data.records import Record, Skipped, read_records
+from toolkit.data.records import Record, Skipped
 from toolkit.data.sources import find_inputs
 from toolkit.data.words import Hashes, find_words, hash_runs
+from toolkit.data.workers import Report, run_tasks
 from toolkit.errors import DataError
 
 NUM_HASHES = 128
@@ -55,20 +57,20 @@ def deduplicate(
     asked: Deduplication,
     out: str,
     *,
-    processes: int,
+    jobs: int,
     memory_bytes: int,
     scratch: Path | None,
-    report: Report,
+    show: Show,
 ) -> dict[str, Any]:
     """Take duplicates out of a corpus, or go on where a killed run stopped, or find that it is done.
 
     Args:
         asked: inputs and threshold.
         out: directory or URL of the corpus to make.
-        processes: inputs in work at once.
+        jobs: processes, each at one input.
         memory_bytes: for the keys that are sorted at once.
         scratch: local directory for signatures; None: beside the corpus, which must then be local.
-        report: told after each input, of two passes.
+        show: shows progress, of two passes over the inputs.
 
     Returns:
         The content of corpus.json.
@@ -86,17 +88,13 @@ def deduplicate(
     if finished is not None:
         return finished
     place = _signature_dir(work, scratch)
-    missing = [index for index in range(len(work.inputs)) if count_signed(place, index, **_widths(work)) is None]
-    total = work.num_bytes()
-    signed = total - work.num_bytes(missing)
-    report(signed, 2 * total)
-    for index, _ in run_inputs(work, _Signing(place), missing, processes=processes):
-        signed += work.num_bytes([index])
-        report(signed, 2 * total)
-    found = _find_clusters(work, place, memory_bytes)
-    parts = run_parts(
-        work, _Writing(place), processes=processes, report=lambda done, _: report(total + done, 2 * total)
-    )
+    unsigned = [index for index in range(len(work.inputs)) if count_signed(place, index, **_widths(work)) is None]
+    total = 2 * work.num_bytes()
+    done = total - work.num_bytes(unsigned) - work.num_bytes(missing_parts(work))
+    with show("deduplicating", total_bytes=total, done_bytes=done) as report:
+        run_tasks(unsigned, functools.partial(_sign_input, place, work), num_workers=jobs, report=report)
+        found = _find_clusters(work, place, memory_bytes)
+        parts = run_parts(work, functools.partial(_write_part, place), jobs=jobs, report=report)
     made = finish(work, parts, extra=found)
     shutil.rmtree(place, ignore_errors=True)
     return made
@@ -132,53 +130,41 @@ def _hash_text(text: str) -> tuple[int, int]:
     return divmod(xxhash.xxh3_128_intdigest(text.encode("utf-8", "surrogatepass")), 1 << 64)
 
 
-@dataclass(frozen=True, slots=True)
-class _Signing:
-    """Task of the first pass; a class because it is sent to other processes."""
-
-    place: Path
-
-    def __call__(self, work: Work, index: int) -> int:
-        """Write the signatures of an input; give the number of documents."""
-        is_near = work.asked["threshold"] is not None
-        with write_signatures(self.place, index, bands=_widths(work)["bands"]) as writer:
-            for batch in _batches(_records(work, index, Skipped()), work.asked["column"]):
-                nothing = np.empty((len(batch), 0), np.uint64)
-                writer.add([_hash_text(text) for text in batch], sign(batch) if is_near else nothing)
-            return writer.count
+def _sign_input(place: Path, work: Work, index: int, report: Report) -> None:
+    """Write the signatures of an input."""
+    is_near = work.asked["threshold"] is not None
+    records = read_input(work, index, skipped=Skipped(), report=report)
+    with write_signatures(place, index, bands=_widths(work)["bands"]) as writer:
+        for batch in _batches(records, work.asked["column"]):
+            nothing = np.empty((len(batch), 0), np.uint64)
+            writer.add([_hash_text(text) for text in batch], sign(batch) if is_near else nothing)
 
 
-@dataclass(frozen=True, slots=True)
-class _Writing:
-    """Task of the last pass."""
-
-    place: Path
-
-    def __call__(self, work: Work, index: int) -> Part:
-        """Write the documents of an input that stay."""
-        verdicts = np.fromfile(_verdicts(self.place, index), np.uint8).tolist()
-        column, name = work.asked["column"], work.inputs[index].name
-        skipped, tally = Skipped(), Tally()
-        with open_part(work.part_url(index), beside=work.beside_url(index)) as writer:
-            for record in _records(work, index, skipped):
-                if tally.documents_read == len(verdicts):
-                    raise DataError(f"{name} has grown while it was read\n  start again when nothing writes to it")
-                verdict = verdicts[tally.documents_read]
-                text = record.fields[column]
-                if verdict == KEPT:
-                    writer.write(record.fields)
-                    tally.keep(text, text)
-                else:
-                    tally.remove(text, _RULES[verdict])
-                    if tally.wants_sample(_RULES[verdict]):
-                        tally.add_sample(_RULES[verdict], record.origin)
-            checksum = writer.close()
-        if tally.documents_read < len(verdicts):
-            raise DataError(f"{name} has shrunk while it was read\n  start again when nothing writes to it")
-        return tally.close(
-            work.part_name(index), num_bytes=writer.num_bytes, xxh3=checksum,
-            num_skipped=skipped.count, skipped=skipped.reasons,
-        )  # fmt: skip
+def _write_part(place: Path, work: Work, index: int, report: Report) -> Part:
+    """Write the documents of an input that stay."""
+    verdicts = np.fromfile(_verdicts(place, index), np.uint8).tolist()
+    column, name = work.asked["column"], work.inputs[index].name
+    skipped, tally = Skipped(), Tally()
+    with open_part(work.part_url(index), beside=work.beside_url(index)) as writer:
+        for record in read_input(work, index, skipped=skipped, report=report):
+            if tally.documents_read == len(verdicts):
+                raise DataError(f"{name} has grown while it was read\n  start again when nothing writes to it")
+            verdict = verdicts[tally.documents_read]
+            text = record.fields[column]
+            if verdict == KEPT:
+                writer.write(record.fields)
+                tally.keep(text, text)
+            else:
+                tally.remove(text, _RULES[verdict])
+                if tally.wants_sample(_RULES[verdict]):
+                    tally.add_sample(_RULES[verdict], record.origin)
+        checksum = writer.close()
+    if tally.documents_read < len(verdicts):
+        raise DataError(f"{name} has shrunk while it was read\n  start again when nothing writes to it")
+    return tally.close(
+        work.part_name(index), num_bytes=writer.num_bytes, xxh3=checksum,
+        num_skipped=skipped.count, skipped=skipped.reasons,
+    )  # fmt: skip
 
 
 def _find_clusters(work: Work, place: Path, memory_bytes: int) -> dict[str, Any]:
@@ -206,11 +192,6 @@ def _find_clusters(work: Work, place: Path, memory_bytes: int) -> dict[str, Any]
     found = {"clusters": clusters.num_clusters, "examples": examples}
     storage.write_atomic(str(record), json.dumps(found).encode())
     return found
-
-
-def _records(work: Work, index: int, skipped: Skipped) -> Iterator[Record]:
-    takes = skipped if work.asked["on_error"] == "skip" else None
-    return read_records(work.inputs[index].name, column=work.asked["column"], skipped=takes)
 
 
 def _batches(records: Iterable[Record], column: str) -> Iterator[list[str]]:

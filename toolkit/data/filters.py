@@ -13,13 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from toolkit.data import privacy
-from toolkit.data.corpus import Report, Work, finish, open_work, run_parts
+from toolkit.data.corpus import Show, Work, finish, missing_parts, open_work, read_input, run_parts
 from toolkit.data.language import find_language
 from toolkit.data.parts import Part, Tally, open_part
-from toolkit.data.records import Skipped, read_records
+from toolkit.data.records import Skipped
 from toolkit.data.rules import LengthSection, QualitySection, RepetitionSection, Rules, from_dict, to_dict
 from toolkit.data.sources import find_inputs
 from toolkit.data.words import Hashes, Words, find_words, hash_runs
+from toolkit.data.workers import Report
 
 _STOP_WORDS = {"the", "be", "to", "of", "and", "that", "have", "with"}
 _BULLETS = ("\u2022", "\u2023", "\u25cf", "\u25e6", "*", "-")
@@ -49,14 +50,14 @@ class Filtering:
     """`stop` at a record that cannot be read, or `skip` it: counted and listed."""
 
 
-def filter_corpus(asked: Filtering, out: str, *, processes: int, report: Report) -> dict[str, Any]:
+def filter_corpus(asked: Filtering, out: str, *, jobs: int, show: Show) -> dict[str, Any]:
     """Filter a corpus, or go on where a killed filtering stopped, or find that it is there already.
 
     Args:
         asked: inputs and rules.
         out: directory or URL of the corpus to make.
-        processes: inputs in work at once.
-        report: told after each input.
+        jobs: processes, each at one input.
+        show: shows progress.
 
     Returns:
         The content of corpus.json.
@@ -72,21 +73,20 @@ def filter_corpus(asked: Filtering, out: str, *, processes: int, report: Report)
     work, finished = open_work(out, act="filter", asked=settings, inputs=find_inputs(list(asked.inputs)))
     if finished is not None:
         return finished
-    parts = run_parts(work, filter_part, processes=processes, report=report)
+    total = work.num_bytes()
+    with show("filtering", total_bytes=total, done_bytes=total - work.num_bytes(missing_parts(work))) as report:
+        parts = run_parts(work, filter_part, jobs=jobs, report=report)
     return finish(work, parts, extra={})
 
 
-def filter_part(work: Work, index: int) -> Part:
+def filter_part(work: Work, index: int, report: Report) -> Part:
     """Filter one input into its part."""
     rules = from_dict(work.asked["rules"])
     column = work.asked["column"]
     skipped = Skipped()
     tally = Tally()
-    records = read_records(
-        work.inputs[index].name, column=column, skipped=skipped if work.asked["on_error"] == "skip" else None
-    )
     with open_part(work.part_url(index), beside=work.beside_url(index)) as writer:
-        for record in records:
+        for record in read_input(work, index, skipped=skipped, report=report):
             text = _judge(record.fields[column], record.origin, rules, tally)
             if text is not None:
                 writer.write({**record.fields, column: text})

@@ -15,7 +15,7 @@ from toolkit import storage
 from toolkit.data.sources import open_lines, read_documents
 from toolkit.errors import DataError, StorageError
 
-MAX_RECORD_BYTES = 8 << 20
+MAX_RECORD_BYTES = 8 << 20  # such a record costs a filter up to 490 MiB of memory
 _LISTED = 100  # skipped records whose reason is kept; all are counted
 
 

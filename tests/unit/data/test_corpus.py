@@ -3,38 +3,33 @@
 import json
 import os
 import resource
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
-from tests.corpus import make_prose, read_bytes, read_part
+from tests.corpus import make_prose, read_bytes, read_part, show_nothing
 from toolkit import storage
-from toolkit.data.corpus import open_work, read_corpus, run_inputs
+from toolkit.data.corpus import open_work, read_corpus, read_input
 from toolkit.data.dedup import Deduplication, deduplicate
 from toolkit.data.filters import Filtering, filter_corpus
 from toolkit.data.parts import open_part
+from toolkit.data.records import Skipped
 from toolkit.data.rules import Rules
-from toolkit.errors import DataError, StorageError, TryAgainError
+from toolkit.errors import DataError, StorageError
 
-ROOT = Path(__file__).parents[3]
 Act = Callable[[tuple[str, ...], Path], dict[str, Any]]
 
 
 def filter_it(inputs: tuple[str, ...], out: Path) -> dict[str, Any]:
     asked = Filtering(inputs=inputs, rules=Rules())
-    return filter_corpus(asked, str(out), processes=1, report=lambda done, total: None)
+    return filter_corpus(asked, str(out), jobs=1, show=show_nothing)
 
 
 def deduplicate_it(inputs: tuple[str, ...], out: Path) -> dict[str, Any]:
     asked = Deduplication(inputs=inputs)
-    report = {"report": lambda done, total: None}
-    return deduplicate(asked, str(out), processes=1, memory_bytes=2**30, scratch=None, **report)
+    return deduplicate(asked, str(out), jobs=1, memory_bytes=2**30, scratch=None, show=show_nothing)
 
 
 def write_inputs(directory: Path) -> tuple[str, ...]:
@@ -153,10 +148,10 @@ def test_other_rules_are_refused_before_and_after_it_is_whole(tmp_path: Path) ->
     in_child(lambda: die_at(12, lambda: filter_it(names, tmp_path / "out")))
     assert (tmp_path / "out.partial" / "work" / "plan.json").is_file()
     with pytest.raises(DataError, match=r"out\.partial was made of something else:\n  column: text there, body asked"):
-        filter_corpus(other, str(tmp_path / "out"), processes=1, report=lambda done, total: None)
+        filter_corpus(other, str(tmp_path / "out"), jobs=1, show=show_nothing)
     filter_it(names, tmp_path / "out")
     with pytest.raises(DataError, match="column: text there, body asked"):
-        filter_corpus(other, str(tmp_path / "out"), processes=1, report=lambda done, total: None)
+        filter_corpus(other, str(tmp_path / "out"), jobs=1, show=show_nothing)
     with pytest.raises(DataError, match=r"input .* is gone"):
         filter_it(names[:1], tmp_path / "out")
 
@@ -179,55 +174,18 @@ def test_what_was_removed_earlier_stays_in_the_report(tmp_path: Path) -> None:
     assert made["before"][0] == read_corpus(str(tmp_path / "clean"))
 
 
-def _die(work: Any, index: int) -> None:
-    os._exit(9)
-
-
-def test_a_process_that_dies_is_a_passing_trouble(tmp_path: Path) -> None:
-    work, _ = open_work(str(tmp_path / "out"), act="filter", asked={}, inputs=write_inputs(tmp_path))
-    with pytest.raises(TryAgainError, match="a process died"):
-        list(run_inputs(work, _die, [0, 1], processes=2))
-
-
-def _linger(work: Any, index: int) -> None:
-    Path(f"{work.out}.{index}.pid").write_text(str(os.getpid()), encoding="utf-8")
-    time.sleep(60)
-
-
-def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
-    code = (
-        "from tests.unit.data.test_corpus import *\n"
-        "from tests.unit.data.test_corpus import _linger\n"
-        "import sys\n"
-        "if __name__ == '__main__':\n"
-        "    work, _ = open_work(sys.argv[1], act='filter', asked={}, inputs=sys.argv[2:])\n"
-        "    list(run_inputs(work, _linger, [0, 1], processes=2))\n"
+def test_progress_adds_up_to_the_bytes_of_the_inputs(tmp_path: Path) -> None:
+    path = tmp_path / "large.jsonl"
+    line = json.dumps({"text": make_prose(1, num_words=100_000)}) + "\n"
+    path.write_text(line * 20, encoding="utf-8")
+    work, _ = open_work(
+        str(tmp_path / "out"), act="x", asked={"column": "text", "on_error": "stop"}, inputs=[str(path)]
     )
-    out = tmp_path / "out"
-    parent = subprocess.Popen([sys.executable, "-c", code, out, *write_inputs(tmp_path)], cwd=ROOT)
-    records = [Path(f"{out}.{index}.pid") for index in range(2)]
-    try:
-        wait_until(lambda: all(record.is_file() and record.read_text() for record in records))
-    finally:
-        parent.kill()
-        parent.wait()
-    workers = [int(record.read_text()) for record in records]
-    wait_until(lambda: not any(map(is_running, workers)))
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    for _ in range(600):
-        if holds():
-            return
-        time.sleep(0.05)
-    raise AssertionError("it never came to hold")
+    reports: list[int] = []
+    assert len(list(read_input(work, 0, skipped=Skipped(), report=reports.append))) == 20
+    assert len(reports) > 2
+    assert min(reports) >= 0
+    assert sum(reports) == path.stat().st_size
 
 
 def test_half_a_surrogate_pair_goes_through_as_it_came(tmp_path: Path) -> None:
@@ -250,5 +208,5 @@ def test_signatures_of_a_remote_corpus_need_a_local_directory(tmp_path: Path) ->
     asked = Deduplication(inputs=write_inputs(tmp_path))
     out = f"memory://{tmp_path.name}/out"
     with pytest.raises(DataError, match="--scratch DIR"):
-        deduplicate(asked, out, processes=1, memory_bytes=2**30, scratch=None, report=lambda done, total: None)
+        deduplicate(asked, out, jobs=1, memory_bytes=2**30, scratch=None, show=show_nothing)
     storage.remove_tree(f"memory://{tmp_path.name}")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.corpus import change_words, make_prose, read_bytes, read_texts
+from tests.corpus import StoppedError, change_words, make_prose, read_bytes, read_texts, show_nothing, stop_at
 from toolkit.data.clusters import flatten, join
 from toolkit.data.dedup import NUM_HASHES, Deduplication, bands_for, chance, deduplicate, sign
 from toolkit.errors import DataError
@@ -26,7 +26,7 @@ def write(path: Path, texts: list[str]) -> Path:
 
 def run(out: Path, *inputs: Path, threshold: float | None = 0.8, **others: Any) -> dict[str, Any]:
     asked = Deduplication(inputs=tuple(map(str, inputs)), threshold=threshold)
-    settings = {"processes": 1, "memory_bytes": GIB, "scratch": None, "report": lambda done, total: None, **others}
+    settings = {"jobs": 1, "memory_bytes": GIB, "scratch": None, "show": show_nothing, **others}
     return deduplicate(asked, str(out), **settings)
 
 
@@ -71,34 +71,24 @@ def test_an_input_without_documents_gets_an_empty_part(tmp_path: Path) -> None:
     assert read_texts(tmp_path / "out") == [[], ["x"]]
 
 
-def test_memory_and_processes_do_not_change_a_byte(tmp_path: Path) -> None:
+def test_memory_and_jobs_do_not_change_a_byte(tmp_path: Path) -> None:
     texts = [make_prose(seed % 40, num_words=80) for seed in range(120)]
     texts += [change_words(text, 1, seed=place) for place, text in enumerate(texts)]
     names = [write(tmp_path / f"{part}.jsonl", texts[part::3]) for part in range(3)]
     run(tmp_path / "one", *names)
-    run(tmp_path / "two", *names, processes=2)
+    run(tmp_path / "two", *names, jobs=2)
     run(tmp_path / "three", *names, scratch=tmp_path / "scratch")
     assert read_bytes(tmp_path / "one") == read_bytes(tmp_path / "two") == read_bytes(tmp_path / "three")
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
-@pytest.mark.parametrize("stop_at", range(1, 7))
-def test_a_run_stopped_after_any_input_of_any_pass_goes_on_to_the_same_bytes(tmp_path: Path, stop_at: int) -> None:
+@pytest.mark.parametrize("count", range(1, 7))
+def test_a_run_stopped_after_any_input_of_any_pass_goes_on_to_the_same_bytes(tmp_path: Path, count: int) -> None:
     texts = [make_prose(seed % 5, num_words=60) for seed in range(12)]
     names = [write(tmp_path / f"{part}.jsonl", texts[part::3]) for part in range(3)]
     run(tmp_path / "one", *names)
-    calls = []
-
-    class StoppedError(Exception):
-        pass
-
-    def stop(done: int, total: int) -> None:
-        calls.append(done)
-        if len(calls) == stop_at:
-            raise StoppedError
-
     with pytest.raises(StoppedError):
-        run(tmp_path / "two", *names, report=stop)
+        run(tmp_path / "two", *names, show=stop_at(count))
     assert not (tmp_path / "two").exists()
     run(tmp_path / "two", *names)
     assert read_bytes(tmp_path / "one") == read_bytes(tmp_path / "two")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.corpus import make_prose, read_bytes, read_part, read_texts
+from tests.corpus import StoppedError, make_prose, read_bytes, read_part, read_texts, show_nothing, stop_at
 from toolkit.data.filters import Filtering, filter_corpus, find_fault, measure_duplicate_runs, measure_top_run
 from toolkit.data.rules import (
     LanguageSection,
@@ -41,9 +41,9 @@ def write(path: Path, records: list[dict[str, Any]]) -> Path:
     return path
 
 
-def run(out: Path, *inputs: Path, rules: Rules = Rules(), processes: int = 1, on_error: str = "stop") -> dict[str, Any]:  # noqa: B008
+def run(out: Path, *inputs: Path, rules: Rules = Rules(), jobs: int = 1, on_error: str = "stop") -> dict[str, Any]:  # noqa: B008
     asked = Filtering(inputs=tuple(map(str, inputs)), rules=rules, on_error=on_error)
-    return filter_corpus(asked, str(out), processes=processes, report=lambda done, total: None)
+    return filter_corpus(asked, str(out), jobs=jobs, show=show_nothing)
 
 
 BROKEN = {
@@ -198,27 +198,20 @@ def write_three(tmp_path: Path) -> list[Path]:
     ]
 
 
-def test_the_result_does_not_depend_on_processes(tmp_path: Path) -> None:
+def test_the_result_does_not_depend_on_jobs(tmp_path: Path) -> None:
     names = write_three(tmp_path)
     run(tmp_path / "one", *names)
-    run(tmp_path / "two", *names, processes=2)
+    run(tmp_path / "two", *names, jobs=2)
     assert read_bytes(tmp_path / "one") == read_bytes(tmp_path / "two")
 
 
 def test_a_stopped_filtering_goes_on_with_the_inputs_that_are_left(tmp_path: Path) -> None:
     names = write_three(tmp_path)
 
-    class StoppedError(Exception):
-        pass
-
-    def stop_after_two(done: int, total: int) -> None:
-        if done > total / 2:
-            raise StoppedError
-
     run(tmp_path / "one", *names)
     asked = Filtering(inputs=tuple(map(str, names)), rules=Rules())
     with pytest.raises(StoppedError):
-        filter_corpus(asked, str(tmp_path / "three"), processes=1, report=stop_after_two)
+        filter_corpus(asked, str(tmp_path / "three"), jobs=1, show=stop_at(2))
     assert not (tmp_path / "three").exists()
     first = (tmp_path / "three.partial" / "part-00000.jsonl.zst").stat().st_mtime_ns
     run(tmp_path / "three", *names)

@@ -1,0 +1,83 @@
+"""Processes of this machine that take tasks one by one; none outlives the process that started them."""
+
+import multiprocessing
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, wait
+from typing import Any, TypeVar
+
+from toolkit.errors import ToolkitError, TryAgainError
+
+T = TypeVar("T")
+Report = Callable[[int], None]
+
+
+def run_tasks(tasks: Sequence[T], work: Callable[[T, Report], None], *, num_workers: int, report: Report) -> None:
+    """Work on tasks in processes of their own; with one worker, in this one.
+
+    Args:
+        tasks: taken in order, each by the next free worker.
+        work: an importable function (or a partial of one); it reports progress.
+        num_workers: processes, spawned: a fork would inherit locks of engines and of the HDFS client.
+        report: told what `work` reports.
+
+    Raises:
+        ToolkitError: from `work`; the other workers are ended.
+    """
+    if num_workers <= 1:
+        for task in tasks:
+            work(task, report)
+        return
+    context = multiprocessing.get_context("spawn")
+    workers: list[tuple[Any, Connection]] = []
+    try:
+        for _ in range(min(num_workers, len(tasks))):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs, work), daemon=True)
+            process.start()
+            theirs.close()  # so that each side sees the other's end
+            workers.append((process, ours))
+        _hand_out(tasks, [connection for _, connection in workers], report)
+    finally:
+        for process, connection in workers:
+            connection.close()
+            process.terminate()
+            process.join()
+
+
+def _hand_out(tasks: Sequence[T], free: list[Connection], report: Report) -> None:
+    todo = list(reversed(tasks))
+    busy: list[Connection] = []
+    while todo or busy:
+        while todo and free:
+            free[-1].send(todo.pop())
+            busy.append(free.pop())
+        for connection in wait(busy):
+            assert isinstance(connection, Connection), f"waited for a {type(connection)}"
+            try:
+                answer = connection.recv()
+            except (EOFError, ConnectionResetError) as error:
+                raise TryAgainError(
+                    "a worker process died\n  where nothing is said above it was killed, perhaps for its memory\n"
+                    "  start the same command again, with fewer --jobs: it goes on where it was"
+                ) from error
+            if isinstance(answer, ToolkitError):
+                raise answer
+            if answer is None:
+                busy.remove(connection)
+                free.append(connection)
+            else:
+                report(answer)
+
+
+def _serve(connection: Connection, work: Callable[[T, Report], None]) -> None:
+    """Work until the other side is gone; reporting to it fails then, which ends a task too."""
+    try:
+        while True:
+            try:
+                work(connection.recv(), connection.send)
+            except ToolkitError as error:
+                connection.send(error)
+            else:
+                connection.send(None)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return
