@@ -124,7 +124,7 @@ def find_fault(text: str, rules: Rules) -> Fault | None:
     """Find the first rule that a text breaks; privacy apart."""
     words = text.split()
     for section, faults in (
-        (rules.length, _length_faults(words, rules.length)),
+        (rules.length, _length_faults(text, words, rules.length)),
         (rules.quality, _quality_faults(text, words, rules.quality)),
         (rules.repetition, _repetition_faults(text, rules.repetition)),
     ):
@@ -143,11 +143,13 @@ def _is_on(section: LengthSection | QualitySection | RepetitionSection) -> bool:
     return any(getattr(section, rule.name) is not None for rule in fields(section))
 
 
-def _length_faults(words: Sequence[str], rules: LengthSection) -> Iterator[Fault]:
-    if rules.min_words is not None and len(words) < rules.min_words:
-        yield Fault("length.min_words", str(len(words)))
-    if rules.max_words is not None and len(words) > rules.max_words:
-        yield Fault("length.max_words", str(len(words)))
+def _length_faults(text: str, words: Sequence[str], rules: LengthSection) -> Iterator[Fault]:
+    for unit, count in (("words", len(words)), ("characters", len(text))):
+        low, high = getattr(rules, f"min_{unit}"), getattr(rules, f"max_{unit}")
+        if low is not None and count < low:
+            yield Fault(f"length.min_{unit}", str(count))
+        if high is not None and count > high:
+            yield Fault(f"length.max_{unit}", str(count))
 
 
 def _quality_faults(text: str, words: Sequence[str], rules: QualitySection) -> Iterator[Fault]:

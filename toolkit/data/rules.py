@@ -14,12 +14,16 @@ Length = Annotated[float, Range(0.0)]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LengthSection:
-    """How long a document is, in words between spaces. Source: Rae et al. 2021, arXiv:2112.11446, section A1.1."""
+    """How long a document is. Source: Rae et al. 2021, arXiv:2112.11446, section A1.1."""
 
     min_words: Natural | None = 50
-    """Fewest words. None: no rule (so everywhere below)."""
+    """Fewest words between spaces. None: no rule (so everywhere below)."""
     max_words: Count | None = 100_000
     """Most words."""
+    min_characters: Natural | None = None
+    """Fewest characters: for scripts without spaces."""
+    max_characters: Count | None = None
+    """Most characters."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,9 +146,11 @@ def load_rules(path: Path, *, languages: list[str], regions: list[str]) -> Rules
             problems.append(
                 Problem(f"{key} has unknown codes: {', '.join(unknown)}  [{path}]", f"there are: {' '.join(known)}", "")
             )
-    low, high = rules.length.min_words, rules.length.max_words
-    if low is not None and high is not None and low > high:
-        problems.append(Problem(f"length.min_words={low} is more than length.max_words={high}  [{path}]", "", ""))
+    for unit in ("words", "characters"):
+        low, high = (getattr(rules.length, f"{end}_{unit}") for end in ("min", "max"))
+        if low is not None and high is not None and low > high:
+            what = f"length.min_{unit}={low} is more than length.max_{unit}={high}  [{path}]"
+            problems.append(Problem(what, "nothing would be kept", "raise one or lower the other"))
     if problems:
         raise ConfigError(problems)
     return rules

@@ -1,6 +1,7 @@
 """Filtering: each rule removes what it says, the report counts it, and no private value leaves in a sample."""
 
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from toolkit.data.rules import (
     QualitySection,
     RepetitionSection,
     Rules,
+    load_rules,
     to_dict,
 )
 from toolkit.data.words import find_words
@@ -75,6 +77,24 @@ def test_a_document_is_removed_by_the_rule_that_it_breaks(rule: str, text: str) 
 def test_good_prose_breaks_no_rule() -> None:
     assert [find_fault(make_prose(seed), Rules()) for seed in range(20)] == [None] * 20
     assert find_fault(ENGLISH, Rules(quality=QualitySection(min_stop_words=2))) is None
+
+
+def test_length_can_be_asked_in_characters() -> None:
+    rules = Rules(length=LengthSection(min_words=None, max_words=None, min_characters=100, max_characters=200))
+    found = [find_fault(PROSE[:size], rules) for size in (99, 100, 200, 201)]
+    assert [fault and fault.rule for fault in found] == ["length.min_characters", None, None, "length.max_characters"]
+
+
+def test_chinese_prose_breaks_no_rule_for_unspaced_scripts() -> None:
+    choice = random.Random(0)
+    characters = [chr(code) for code in range(0x4E00, 0x4E00 + 800)]
+    sentence = [choice.choice(characters) + ("\u3002" if place % 20 == 19 else "") for place in range(400)]
+    path = Path(__file__).parents[3] / "configs" / "filters" / "unspaced.yaml"
+    rules = load_rules(path, languages=["zh", "ja", "th"], regions=["US"])
+    assert find_fault("".join(sentence), replace(rules, language=LanguageSection())) is None
+    fault = find_fault("".join(sentence[:60] * 6), replace(rules, language=LanguageSection()))
+    assert fault is not None
+    assert fault.rule == "repetition.duplicate_5_grams"
 
 
 def test_a_rule_without_a_value_is_off() -> None:

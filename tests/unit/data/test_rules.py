@@ -8,7 +8,7 @@ from toolkit.data.rules import Rules, from_dict, load_rules, to_dict
 from toolkit.errors import ConfigError
 
 FILTERS = Path(__file__).parents[3] / "configs" / "filters"
-KNOWN = {"languages": ["de", "en"], "regions": ["GB", "US"]}
+KNOWN = {"languages": ["de", "en", "ja", "th", "zh"], "regions": ["GB", "US"]}
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -29,6 +29,12 @@ def test_the_example_builds_on_the_default() -> None:
     rules = load_rules(FILTERS / "english-web.yaml", **KNOWN)
     assert (rules.language.keep, rules.quality.min_stop_words, rules.privacy.key) == (["en"], 2, "drop")
     assert rules.repetition == Rules().repetition
+
+
+def test_the_rules_for_unspaced_scripts_ask_no_words() -> None:
+    rules = load_rules(FILTERS / "unspaced.yaml", **KNOWN)
+    assert (rules.length.min_words, rules.length.min_characters, rules.quality.max_mean_word) == (None, 100, None)
+    assert rules.quality.max_bullet_lines == Rules().quality.max_bullet_lines
 
 
 def test_rules_survive_the_way_through_json() -> None:
