@@ -21,6 +21,9 @@ DOORS = {
     "datasets": ["data/hub.py"],
     "tokenizers": ["data/tokenizer.py", "data/engines.py"],
     "gigatoken": ["data/engines.py"],
+    "py3langid": ["data/language.py"],
+    "phonenumbers": ["data/privacy.py"],
+    "rensa": ["data/dedup.py"],
 }
 LOGIN_MODULES = [
     "toolkit.cli.main",
@@ -34,6 +37,8 @@ LOGIN_MODULES = [
     "toolkit.rundir",
     "toolkit.monitor.sinks",
     "toolkit.data.tokens",
+    "toolkit.data.filters",
+    "toolkit.data.dedup",
     "toolkit.data.stream",
     "toolkit.checkpoint.upload",
     "toolkit.launch.archive",

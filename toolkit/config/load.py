@@ -13,12 +13,14 @@ import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
 from toolkit.config.schema import Range, RunConfig, Seconds, to_dict
 from toolkit.errors import ConfigError, Problem
+
+_Sections = TypeVar("_Sections")
 
 COMMAND_LINE = "command line"
 _BASE = "base"
@@ -64,7 +66,7 @@ def load_config(
         ConfigError: with all mistakes.
     """
     layers = _Layers()
-    types_by_key = _field_types()
+    types_by_key = _field_types(RunConfig)
     for file in [path, profile]:
         if file is not None:
             _read_file(file, layers, types_by_key, above=())
@@ -74,7 +76,20 @@ def load_config(
         layers.values[key], layers.origins[key] = value, COMMAND_LINE
     if layers.problems:
         raise ConfigError(layers.problems)
-    return Loaded(_build(layers.values), {key: layers.origins.get(key, "default") for key in types_by_key})
+    return Loaded(_build(layers.values, RunConfig), {key: layers.origins.get(key, "default") for key in types_by_key})
+
+
+def load_sections(path: Path, schema: type[_Sections]) -> _Sections:
+    """Read a file of sections that is no run's: `schema` is a frozen dataclass of sections, as RunConfig is.
+
+    Raises:
+        ConfigError: with all mistakes.
+    """
+    layers = _Layers()
+    _read_file(path, layers, _field_types(schema), above=())
+    if layers.problems:
+        raise ConfigError(layers.problems)
+    return _build(layers.values, schema)
 
 
 def find_profile(environ: Mapping[str, str], *, home: Path, profiles_dir: Path) -> Path | None:
@@ -101,21 +116,21 @@ def dump_config(cfg: RunConfig) -> str:
     return yaml.safe_dump(to_dict(cfg), sort_keys=False, allow_unicode=True)
 
 
-def _field_types() -> dict[str, Any]:
+def _field_types(schema: type) -> dict[str, Any]:
     found = {}
-    for section, section_type in get_type_hints(RunConfig).items():
+    for section, section_type in get_type_hints(schema).items():
         for name, declared in get_type_hints(section_type, include_extras=True).items():
             found[f"{section}.{name}"] = declared
     return found
 
 
-def _build(values: Mapping[str, Any]) -> RunConfig:
+def _build(values: Mapping[str, Any], schema: type[_Sections]) -> _Sections:
     sections = {}
-    for section, section_type in get_type_hints(RunConfig).items():
+    for section, section_type in get_type_hints(schema).items():
         names = [item.name for item in dataclasses.fields(section_type)]
         given = {name: values[f"{section}.{name}"] for name in names if f"{section}.{name}" in values}
         sections[section] = section_type(**given)
-    return RunConfig(**sections)
+    return schema(**sections)
 
 
 def _read_file(path: Path, layers: _Layers, known: Mapping[str, Any], *, above: tuple[Path, ...]) -> None:
@@ -199,7 +214,11 @@ def _suggest(key: str, known: Sequence[str]) -> tuple[str, str]:
     if not close:
         by_name = {name.rpartition(".")[2]: name for name in known}
         close = [by_name[name] for name in difflib.get_close_matches(last, by_name, n=1, cutoff=0.7)]
-    return (f"did you mean {close[0]}?" if close else "`toolkit config FILE --origin` lists all keys"), ""
+    if close:
+        return f"did you mean {close[0]}?", ""
+    sections = [name.partition(".")[0] for name in known]
+    siblings = [name for name, section in zip(known, sections, strict=True) if section == key.partition(".")[0]]
+    return f"there are: {', '.join(siblings or dict.fromkeys(sections))}", ""
 
 
 def _parse(node: yaml.Node, declared: Any) -> Any:
