@@ -1,6 +1,7 @@
 """Verify token datasets: checksums, counts, and that every id is in the vocabulary."""
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -13,8 +14,11 @@ def main() -> int:
     """Check every shard; exit 2 when something is wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("datasets", nargs="+", type=Path, help="directories with a manifest.json")
-    wrong = 0
-    for dataset in parser.parse_args().datasets:
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON on the last line")
+    asked = parser.parse_args()
+    wrong: list[str] = []
+    num_shards = 0
+    for dataset in asked.datasets:
         try:
             manifest = read_manifest(str(dataset))
             entries = [entry for split in manifest.splits.values() for entry in split]
@@ -27,7 +31,10 @@ def main() -> int:
         if not problems:
             tokens = sum(entry.num_tokens for entry in entries)
             print(f"{dataset}: {len(entries)} shards, {tokens:,} tokens, all as the manifest says")
-        wrong += len(problems)
+        wrong += problems
+        num_shards += len(entries)
+    if asked.json:
+        print(json.dumps({"datasets": len(asked.datasets), "shards": num_shards, "problems": wrong}))
     return 2 if wrong else 0
 
 

@@ -48,7 +48,7 @@ def main() -> int:
     low, high = found.low_tokens / 1e6, found.high_tokens / 1e6
     print(f"tokens     {found.num_tokens / 1e6:,.1f} million, in 95 of 100 cases {low:,.1f} to {high:,.1f}")
     print(f"documents  {found.num_documents:,}")
-    print(f"shards     {found.num_shards:,} or a few more, {found.num_bytes / 1e9:,.2f} GB")
+    print(f"shards     about {found.num_shards:,}, {found.num_bytes / 1e9:,.2f} GB")
     print(f"CPU-hours  {found.cpu_hours:.3g} with the engine {asked.engine}")
     print(f"seen       {found.sampled_bytes / 1e6:,.1f} MB at {found.num_places} places")
     if asked.json:

@@ -22,7 +22,8 @@ def main() -> None:
     """Write the corpus and say what is in it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="data/python-docs.jsonl", help="JSON lines to write (default: %(default)s)")
-    out = parser.parse_args().out
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON on the last line")
+    asked = parser.parse_args()
     library = Path(sysconfig.get_paths()["stdlib"])
     records = [*read_modules(library, licence=PSF), *read_topics(library)]
     for package in ("numpy", "torch"):
@@ -31,8 +32,10 @@ def main() -> None:
             records += read_modules(Path(spec.submodule_search_locations[0]), licence=BSD)
     unique = {record["text"]: record for record in records}.values()
     data = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in unique).encode()
-    storage.write_atomic(out, data)
-    print(f"{out}: {len(unique)} documents, {len(data) / 1e6:.1f} MB of Python documentation ({PSF}, {BSD})")
+    storage.write_atomic(asked.out, data)
+    print(f"{asked.out}: {len(unique)} documents, {len(data) / 1e6:.1f} MB of Python documentation ({PSF}, {BSD})")
+    if asked.json:
+        print(json.dumps({"path": asked.out, "documents": len(unique), "bytes": len(data)}))
 
 
 def read_modules(root: Path, *, licence: str) -> Iterator[dict[str, str]]:

@@ -47,8 +47,8 @@ def main() -> int:
     asked = parser.parse_args()
     if bool(asked.inputs) != bool(asked.tokenizer) or (asked.slurm and not asked.inputs):
         parser.error("inputs and --tokenizer are needed together; with neither, it goes on with what was begun")
-    if not 0.0 < asked.validation < 1.0 or not 0 <= asked.task < asked.num_tasks:
-        parser.error("--validation must lie between 0 and 1, and --task below --num-tasks")
+    if not 0 <= asked.task < asked.num_tasks:
+        parser.error("--task must lie between 0 and --num-tasks less 1")
     try:
         summary = carry_out(asked, {field.name: getattr(asked, field.name) for field in fields(Preparation)})
     except ToolkitError as error:

@@ -1,6 +1,7 @@
 """Train a byte-level BPE tokenizer on texts of your own."""
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ def main() -> int:
     parser.add_argument("--vocab-size", type=int, default=32_000, help="tokens to learn (default: %(default)s)")
     parser.add_argument("--column", default="text", help="field that holds the text (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="tokenizer.json to write; one that exists is kept")
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON on the last line")
     asked = parser.parse_args()
     if asked.out.is_file():
         print(f"{asked.out}: exists, kept (delete it to train another)")
@@ -28,6 +30,8 @@ def main() -> int:
         return error.exit_code
     short = f" (the text gives no more than that, {asked.vocab_size} were asked for)" if size < asked.vocab_size else ""
     print(f"{asked.out}: {size} tokens{short}")
+    if asked.json:
+        print(json.dumps({"path": str(asked.out), "vocab_size": size}))
     return 0
 
 

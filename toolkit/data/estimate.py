@@ -12,10 +12,11 @@ import numpy.typing as npt
 from toolkit.data.engines import load_engine
 from toolkit.data.lines import measure_expansion
 from toolkit.data.preparation import Preparation, make_plan
-from toolkit.data.readers import LINES, PACKED, ROWS, Piece, kind_of, read_batches
+from toolkit.data.readers import LINES, PACKED, Piece, kind_of, read_batches
 from toolkit.data.sources import Input
+from toolkit.data.spans import weigh
 from toolkit.data.tokenizer import load_tokenizer
-from toolkit.data.writer import Rules
+from toolkit.data.writer import SPLITS, Rules
 from toolkit.errors import DataError
 
 _WRITING = 1.3  # measured: hashing, splitting and writing add this to reading and encoding
@@ -28,12 +29,16 @@ class Place:
 
     num_bytes: int
     num_tokens: int
+    """With one for the end of each document."""
     num_documents: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimate:
-    """What to expect; `low` and `high` hold the number of tokens in 95 of 100 cases."""
+    """What to expect; `low` and `high` hold the number of tokens in 95 of 100 cases.
+
+    Of packed files only the beginning is known: the rest is taken to be like it.
+    """
 
     num_tokens: int
     low_tokens: int
@@ -63,22 +68,26 @@ def estimate_dataset(
     """
     plan = make_plan(asked)
     encoder = load_engine(load_tokenizer(asked.tokenizer).to_str(pretty=False), name=engine, parallel=False)
-    sizes = [_unpacked_bytes(item, sample_bytes=place_bytes) for item in plan.inputs]
+    sizes = [_unpacked_bytes(item, sample_bytes=num_places * place_bytes) for item in plan.inputs]
     reading, encoding = _Meter(), _Meter()
     places = []
     for item, offset in _choose_places(plan.inputs, sizes, num_places=num_places, place_bytes=place_bytes, rng=rng):
         with reading.run():
             texts, num_bytes, read_bytes = _look(item, offset, rules=plan.rules, place_bytes=place_bytes)
         with encoding.run():
-            num_tokens = len(encoder.encode(texts).ids)
+            num_tokens = len(encoder.encode(texts).ids) + len(texts)
         reading.num_bytes += read_bytes
         encoding.num_bytes += num_bytes
         places.append(Place(num_bytes=num_bytes, num_tokens=num_tokens, num_documents=len(texts)))
     cpu_s_per_byte = (reading.s_per_byte + encoding.s_per_byte) * _WRITING
-    return scale_up(places, total_bytes=sum(sizes), cpu_s_per_byte=cpu_s_per_byte, rules=plan.rules)
+    return scale_up(
+        places, total_bytes=sum(sizes), num_spans=len(plan.spans), cpu_s_per_byte=cpu_s_per_byte, rules=plan.rules
+    )
 
 
-def scale_up(places: Sequence[Place], *, total_bytes: int, cpu_s_per_byte: float, rules: Rules) -> Estimate:
+def scale_up(
+    places: Sequence[Place], *, total_bytes: int, num_spans: int, cpu_s_per_byte: float, rules: Rules
+) -> Estimate:
     """Estimate totals by the ratio of tokens to bytes.
 
     Source: Cochran 1977, "Sampling Techniques", chapter 6: the ratio estimator and its variance.
@@ -90,16 +99,15 @@ def scale_up(places: Sequence[Place], *, total_bytes: int, cpu_s_per_byte: float
     ratio = tokens / sampled
     error = _ratio_error(found[:, 1], found[:, 0], ratio)
     num_tokens, num_documents = ratio * total_bytes, documents / sampled * total_bytes
-    with_ends = num_tokens + num_documents
     spread = error * _QUANTILE * total_bytes
-    parts = (1 - rules.validation, rules.validation)
+    largest = num_tokens / num_spans * max(rules.validation, 1 - rules.validation)
     return Estimate(
-        num_tokens=round(with_ends),
-        low_tokens=max(0, round(with_ends - spread)),
-        high_tokens=round(with_ends + spread),
+        num_tokens=round(num_tokens),
+        low_tokens=max(0, round(num_tokens - spread)),
+        high_tokens=round(num_tokens + spread),
         num_documents=round(num_documents),
-        num_shards=sum(math.ceil(with_ends * part / rules.tokens_per_shard) for part in parts),
-        num_bytes=round(with_ends * np.dtype(rules.dtype).itemsize + num_documents * 4),
+        num_shards=len(SPLITS) * num_spans * math.ceil(largest / rules.tokens_per_shard),  # both splits close at once
+        num_bytes=round(num_tokens * np.dtype(rules.dtype).itemsize + num_documents * 4),
         cpu_hours=cpu_s_per_byte * total_bytes / 3600,
         sampled_bytes=round(sampled),
         num_places=len(places),
@@ -117,9 +125,7 @@ def _ratio_error(tokens: npt.NDArray[np.float64], sizes: npt.NDArray[np.float64]
 def _unpacked_bytes(item: Input, *, sample_bytes: int) -> int:
     if kind_of(item.path) == PACKED:
         return round(item.num_bytes * measure_expansion(item.path, sample_bytes=sample_bytes))
-    if kind_of(item.path) == ROWS:
-        return sum(num_bytes for _, num_bytes in item.row_groups)
-    return item.num_bytes
+    return weigh(item)
 
 
 def _choose_places(
@@ -139,37 +145,51 @@ def _choose_places(
 
 
 def _look(item: Input, offset: int, *, rules: Rules, place_bytes: int) -> tuple[list[bytes], int, int]:
-    """Read the documents that begin at a place.
+    """Read the documents of a place.
 
     Returns:
         The texts; the bytes of input that they stand for; the bytes that were read to get them.
     """
-    piece, step_bytes = _choose_piece(item, offset, place_bytes=place_bytes)
-    skipped = offset if kind_of(item.path) == PACKED else 0
-    texts: list[bytes] = []
-    num_bytes = 0.0
-    read_bytes = 0
-    for batch in read_batches(piece, reading=rules.reading):
-        read_bytes = round((batch.end - piece.start) * step_bytes)
-        for text, end in zip(batch.texts, batch.ends, strict=True):
-            place = (end - piece.start) * step_bytes - skipped
-            if place > 0 and num_bytes < place_bytes:
-                texts.append(text)
-                num_bytes = place
-        if num_bytes >= place_bytes:
-            break
-    if kind_of(item.path) == LINES and piece.stop is not None:
-        num_bytes = piece.stop - piece.start  # texts are those that begin there; the last ends elsewhere
-    return texts, round(num_bytes), read_bytes
-
-
-def _choose_piece(item: Input, offset: int, *, place_bytes: int) -> tuple[Piece, float]:
-    """Choose what to read at an offset, and how many bytes one step of places in it stands for."""
     kind = kind_of(item.path)
     if kind == LINES:
-        return Piece(path=item.path, start=offset, stop=min(item.num_bytes, offset + place_bytes)), 1.0
+        piece = Piece(path=item.path, start=offset, stop=min(item.num_bytes, offset + place_bytes))
+        batches = read_batches(piece, reading=rules.reading)
+        num_bytes = min(item.num_bytes, offset + place_bytes) - offset
+        return [text for batch in batches for text in batch.texts], num_bytes, num_bytes
     if kind == PACKED:
-        return Piece(path=item.path), 1.0
+        return _look_into_packed(item.path, offset, rules=rules, place_bytes=place_bytes)
+    return _look_at_rows(item, offset, rules=rules, place_bytes=place_bytes)
+
+
+def _look_into_packed(path: str, offset: int, *, rules: Rules, place_bytes: int) -> tuple[list[bytes], int, int]:
+    stop = offset + place_bytes
+    texts: list[bytes] = []
+    read_bytes = 0
+    for batch in read_batches(Piece(path=path), reading=rules.reading):
+        texts += [text for text, end in zip(batch.texts, batch.ends, strict=True) if offset < end <= stop]
+        read_bytes = batch.end
+        if read_bytes >= stop:
+            break
+    return texts, max(0, min(stop, read_bytes) - offset), read_bytes
+
+
+def _look_at_rows(item: Input, offset: int, *, rules: Rules, place_bytes: int) -> tuple[list[bytes], int, int]:
+    piece, row_bytes = _find_rows(item, offset)
+    texts: list[bytes] = []
+    num_bytes = read_bytes = 0.0
+    for batch in read_batches(piece, reading=rules.reading):
+        read_bytes = (batch.end - piece.start) * row_bytes
+        for text, end in zip(batch.texts, batch.ends, strict=True):
+            if num_bytes < place_bytes:
+                texts.append(text)
+                num_bytes = (end - piece.start) * row_bytes
+        if num_bytes >= place_bytes:
+            break
+    return texts, round(num_bytes), round(read_bytes)
+
+
+def _find_rows(item: Input, offset: int) -> tuple[Piece, float]:
+    """Find the row group at an offset, and the bytes of one of its rows."""
     row = end = 0
     for num_rows, num_bytes in item.row_groups:
         end += num_bytes

@@ -91,6 +91,8 @@ def make_plan(asked: Preparation) -> Plan:
             f"tokens_per_shard={asked.tokens_per_shard}, max_record_bytes={asked.max_record_bytes}\n"
             f"  a shard and a record must lie between 1 and {MAX_TOKENS}: offsets of an Arrow list are int32"
         )
+    if not 0 < asked.validation < 1:
+        raise DataError(f"validation={asked.validation}\n  it is a part of the documents: between 0 and 1")
     options = {key: value for key, value in asdict(asked).items() if key not in {"inputs", "tokenizer"}}
     inputs = tuple(identify_inputs(find_inputs(asked.inputs), column=asked.column))
     options["span_bytes"] = asked.span_bytes or choose_span_bytes(inputs)

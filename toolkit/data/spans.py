@@ -28,7 +28,10 @@ def choose_span_bytes(inputs: Sequence[Input]) -> int:
 
 def weigh(item: Input) -> int:
     """Estimate the bytes of text in an input."""
-    return item.num_bytes * (_EXPANSION if kind_of(item.path) == PACKED else 1)
+    kind = kind_of(item.path)
+    if kind == ROWS:
+        return sum(num_bytes for _, num_bytes in item.row_groups)
+    return item.num_bytes * (_EXPANSION if kind == PACKED else 1)
 
 
 def cut_spans(inputs: Sequence[Input], *, span_bytes: int) -> tuple[Span, ...]:

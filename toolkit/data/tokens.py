@@ -106,7 +106,8 @@ def run_spans(
     Raises:
         DataError: bad input.
     """
-    assert 0 <= task < num_tasks, f"task {task} of {num_tasks}"
+    if not 0 <= task < num_tasks:
+        raise DataError(f"task {task} of {num_tasks}\n  tasks are counted from 0 to {num_tasks - 1}")
     spans = read_plan(partial_dir).spans[task::num_tasks]
     while todo := _find_open(partial_dir, spans):  # more than once only where gigatoken was caught
         num_workers = min(jobs, len(todo))

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import os
 from pathlib import Path
 from random import Random
 
@@ -12,8 +11,8 @@ import pytest
 import zstandard
 
 from toolkit.data.readers import Batch, Piece, Reading, read_batches
-from toolkit.data.sources import find_inputs, identify
-from toolkit.errors import DataError, StorageError
+from toolkit.data.sources import find_inputs
+from toolkit.errors import DataError
 
 LIMIT = 10_000
 STOP = Reading(column="text", max_record_bytes=LIMIT)
@@ -182,11 +181,3 @@ def test_a_text_file_is_one_document_within_the_limit(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_bytes(b"x" * (LIMIT + 1))
     assert [len(text) for text in read_all(tmp_path / "a.txt", STOP).texts] == [LIMIT]
     assert len(read_all(tmp_path / "b.txt", SKIP).skipped) == 1
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads what it may not: run the tests as another user")
-def test_a_file_without_permission_is_named(tmp_path: Path) -> None:
-    path = pack(tmp_path / "a.jsonl", line("x"))
-    path.chmod(0)
-    with pytest.raises(StorageError, match=r"a\.jsonl"):
-        identify(str(path), column="text")
