@@ -119,7 +119,7 @@ def test_a_full_disk_is_a_clear_error_and_leaves_nothing_whole(tmp_path: Path, a
 
     def fill() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000))  # a write beyond it fails, as on a full disk
-        with pytest.raises(StorageError, match="make room|free space"):
+        with pytest.raises(StorageError, match=r"make room|free space"):
             act(names, out)
 
     assert in_child(fill) == 0
