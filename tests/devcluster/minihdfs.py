@@ -311,10 +311,13 @@ def _is_alive(pid: int) -> bool:
     try:
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        num_threads = len(list(Path(f"/proc/{pid}/task").iterdir()))
     except OSError:
         return False
+    if state == "Z":
+        return num_threads > 1  # the others may still write
     # It is empty for a moment, while one program becomes another.
-    return state != "Z" and (not command or b"org.apache.hadoop" in command)
+    return not command or b"org.apache.hadoop" in command
 
 
 def main() -> None:
