@@ -1,7 +1,7 @@
 """What a token dataset is to be made from, and whether what stands there was made from the same."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -156,14 +156,14 @@ def read_plan(partial_dir: str) -> Plan:
     )
 
 
-def check_inputs(plan: Plan, paths: Collection[str]) -> None:
+def check_inputs(inputs: Iterable[Input], *, column: str) -> None:
     """Refuse inputs that changed since a plan was made.
 
     Raises:
         DataError: one did.
     """
-    for item in plan.inputs:
-        if item.path in paths and identify(item.path, column=plan.options["column"]) != item:
+    for item in inputs:
+        if identify(item.path, column=column) != item:
             raise DataError(
                 f"{item.path} changed while a dataset was made from it\n  it had {item.num_bytes} bytes\n"
                 "  put it back, or delete the .partial directory and begin again"

@@ -1,6 +1,5 @@
 """Documents -> token shards + manifest: span by span, by any number of processes, from where it was killed."""
 
-import functools
 import json
 import logging
 from collections.abc import Sequence
@@ -108,11 +107,12 @@ def run_spans(
     """
     if not 0 <= task < num_tasks:
         raise DataError(f"task {task} of {num_tasks}\n  tasks are counted from 0 to {num_tasks - 1}")
-    spans = read_plan(partial_dir).spans[task::num_tasks]
+    plan = read_plan(partial_dir)
+    spans = plan.spans[task::num_tasks]
     while todo := _find_open(partial_dir, spans):  # more than once only where gigatoken was caught
         num_workers = min(jobs, len(todo))
-        work = functools.partial(_run_span, partial_dir=partial_dir, engine=engine, parallel=num_workers < jobs)
-        run_tasks(todo, work, num_workers=num_workers, report=report or _ignore)
+        worker = _Worker(partial_dir, plan, engine=engine, parallel=num_workers < jobs)
+        run_tasks(todo, worker.work, num_workers=num_workers, report=report or _ignore)
 
 
 def progress(partial_dir: str, *, task: int = 0, num_tasks: int = 1) -> Progress:
@@ -137,6 +137,8 @@ def merge(partial_dir: str, out: str) -> Manifest:
     Raises:
         DataError: spans are not done, or a split is empty.
     """
+    if storage.exists(storage.join(out, manifests.NAME)) and not storage.exists(partial_dir):
+        return read_manifest(out)  # merged before
     if not storage.exists(storage.join(partial_dir, manifests.NAME)):
         plan = read_plan(partial_dir)
         missing = [str(span.number) for span in _find_open(partial_dir, plan.spans)]
@@ -175,47 +177,55 @@ def _ignore(num_bytes: int) -> None:
     """Take a report of progress that nobody wants."""
 
 
-def _run_span(span: Span, report: Report, *, partial_dir: str, engine: str, parallel: bool) -> None:
-    """Work on a span; the first process to catch gigatoken tells all others."""
-    plan = _read_plan_once(partial_dir)
-    check_inputs(plan, {piece.path for piece in span.pieces})
-    record = read_record(partial_dir, span.number)
-    is_distrusted = _is_distrusted(partial_dir)
-    encoder = _load_engine_once(partial_dir, RECORD if is_distrusted else engine, parallel=parallel)
-    if record is None or (is_distrusted and record.engine == FAST):
-        record = Record(span=span.number, engine=encoder.name)
-    elif encoder.name == FAST:
-        record.engine = FAST
-    left = span.num_bytes - record.num_text_bytes
+class _Worker:
+    """Works on spans in a process of its own; an engine is loaded once there."""
 
-    def count_down(num_bytes: int) -> None:
-        nonlocal left
-        left -= num_bytes
-        report(num_bytes)
+    def __init__(self, partial_dir: str, plan: Plan, *, engine: str, parallel: bool) -> None:
+        self._partial_dir, self._rules = partial_dir, plan.rules
+        self._inputs = {item.path: item for item in plan.inputs}
+        self._engine, self._parallel = engine, parallel
+        self._loaded: dict[str, Engine] = {}
 
-    try:
-        write_span(partial_dir, span, record, rules=plan.rules, engine=encoder, report=count_down)
-    except DamagedError:
-        forget_record(partial_dir, span.number)
-        raise
-    except EnginesDifferError as error:
-        if engine == FAST:
-            raise DataError(f"{error}\n  {RECORD} is right by definition\n  use --engine auto") from error
-        log.warning("%s: what %s made is made again with %s", error, FAST, RECORD)
-        storage.write_atomic(storage.join(partial_dir, _DISTRUST), json.dumps({"reason": str(error)}).encode())
-    else:
-        report(left)  # the size of an input is not that of its text
+    def work(self, span: Span, report: Report) -> None:
+        """Work on a span; who catches gigatoken tells all others by a file."""
+        check_inputs([self._inputs[piece.path] for piece in span.pieces], column=self._rules.reading.column)
+        engine, record = self._begin(span)
+        left = span.num_bytes - record.num_text_bytes
 
+        def count_down(num_bytes: int) -> None:
+            nonlocal left
+            left -= num_bytes
+            report(num_bytes)
 
-@functools.lru_cache(maxsize=1)
-def _read_plan_once(partial_dir: str) -> Plan:
-    return read_plan(partial_dir)
+        try:
+            write_span(self._partial_dir, span, record, rules=self._rules, engine=engine, report=count_down)
+        except DamagedError:
+            forget_record(self._partial_dir, span.number)
+            raise
+        except EnginesDifferError as error:
+            if self._engine == FAST:
+                raise DataError(f"{error}\n  {RECORD} is right by definition\n  use --engine auto") from error
+            log.warning("%s: what %s made is made again with %s", error, FAST, RECORD)
+            content = json.dumps({"reason": str(error)}).encode()
+            storage.write_atomic(storage.join(self._partial_dir, _DISTRUST), content)
+        else:
+            report(left)  # the size of an input is not that of its text
 
+    def _begin(self, span: Span) -> tuple[Engine, Record]:
+        is_distrusted = _is_distrusted(self._partial_dir)
+        engine = self._load(RECORD if is_distrusted else self._engine)
+        record = read_record(self._partial_dir, span.number)
+        if record is None or (is_distrusted and record.engine == FAST):
+            return engine, Record(span=span.number, engine=engine.name)
+        if engine.name == FAST:
+            record.engine = FAST
+        return engine, record
 
-@functools.lru_cache(maxsize=2)
-def _load_engine_once(partial_dir: str, name: str, *, parallel: bool) -> Engine:
-    with storage.open_file(storage.join(partial_dir, manifests.TOKENIZER_NAME), "rb") as file:
-        return load_engine(file.read().decode(), name=name, parallel=parallel)
+    def _load(self, name: str) -> Engine:
+        if name not in self._loaded:
+            with storage.open_file(storage.join(self._partial_dir, manifests.TOKENIZER_NAME), "rb") as file:
+                self._loaded[name] = load_engine(file.read().decode(), name=name, parallel=self._parallel)
+        return self._loaded[name]
 
 
 def _is_distrusted(partial_dir: str) -> bool:

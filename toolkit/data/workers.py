@@ -16,7 +16,7 @@ def run_tasks(tasks: Sequence[T], work: Callable[[T, Report], None], *, num_work
 
     Args:
         tasks: taken in order, each by the next free worker.
-        work: an importable function (or a partial of one); it reports progress.
+        work: a function that can be pickled; it reports progress.
         num_workers: processes, spawned: a fork would inherit locks of engines and of the HDFS client.
         report: told what `work` reports.
 
