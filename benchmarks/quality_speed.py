@@ -18,13 +18,13 @@ from typing import Any
 
 import phonenumbers
 
-from toolkit.data.checkdigits import is_brazilian_id, is_iban, is_polish_id, is_spanish_id, luhn
-from toolkit.data.dedup import sign
-from toolkit.data.filters import find_fault
-from toolkit.data.language import find_language
-from toolkit.data.privacy import KINDS, mask, token
-from toolkit.data.rules import LanguageSection, LengthSection, QualitySection, RepetitionSection, Rules
-from toolkit.data.sources import find_inputs, read_documents
+from toolkit.data.quality.checkdigits import is_brazilian_id, is_iban, is_polish_id, is_spanish_id, luhn
+from toolkit.data.quality.dedup import sign
+from toolkit.data.quality.filters import find_fault
+from toolkit.data.quality.language import find_language
+from toolkit.data.quality.privacy import KINDS, mask, token
+from toolkit.data.quality.rules import LanguageSection, LengthSection, QualitySection, RepetitionSection, Rules
+from toolkit.data.text.sources import find_inputs, read_documents
 
 Row = Callable[[str], object]
 OFF: dict[str, Any] = {

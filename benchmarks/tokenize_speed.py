@@ -92,7 +92,7 @@ def make_corpus(folder: Path, num_bytes: int) -> int:
 
 def make_tokenizer(folder: Path, vocab_size: int) -> None:
     """Train a tokenizer on a part of the corpus."""
-    from toolkit.data.tokenizer import train_tokenizer  # deferred: peers run where it is not  # noqa: PLC0415
+    from toolkit.data.prepare.tokenizer import train_tokenizer  # deferred: peers run where it is not  # noqa: PLC0415
 
     lines = (folder / "corpus" / "0.jsonl").read_bytes().splitlines(keepends=True)
     (folder / "sample.jsonl").write_bytes(b"".join(lines[:: max(1, len(lines) // 500)]))
@@ -153,8 +153,8 @@ def compare(figures: dict[str, dict[str, Any]]) -> dict[str, float]:
 
 def run_ours(corpus: Path, tokenizer: Path, out: Path, *, engine: str = "gigatoken") -> None:
     """Prepare as data_prep/tokenize_corpus.py does."""
-    from toolkit.data.preparation import Preparation  # deferred: peers run where it is not  # noqa: PLC0415
-    from toolkit.data.tokens import prepare  # noqa: PLC0415
+    from toolkit.data.prepare.preparation import Preparation  # deferred: peers run where it is not  # noqa: PLC0415
+    from toolkit.data.prepare.tokens import prepare  # noqa: PLC0415
 
     asked = Preparation(inputs=(str(corpus),), tokenizer=str(tokenizer))
     prepare(asked, out, engine=engine, jobs=os.cpu_count() or 1)

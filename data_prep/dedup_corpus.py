@@ -12,8 +12,8 @@ import json
 import sys
 from pathlib import Path
 
-from toolkit.data.bar import show_progress
-from toolkit.data.dedup import Deduplication, deduplicate
+from toolkit.data.prepare.bar import show_progress
+from toolkit.data.quality.dedup import Deduplication, deduplicate
 from toolkit.errors import ToolkitError
 
 

@@ -12,8 +12,8 @@ from dataclasses import asdict
 
 import numpy as np
 
-from toolkit.data.estimate import estimate_dataset
-from toolkit.data.preparation import Preparation
+from toolkit.data.prepare.estimate import estimate_dataset
+from toolkit.data.prepare.preparation import Preparation
 from toolkit.errors import ToolkitError
 
 

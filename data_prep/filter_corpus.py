@@ -12,11 +12,11 @@ import json
 import sys
 from pathlib import Path
 
-from toolkit.data.bar import show_progress
-from toolkit.data.filters import Filtering, filter_corpus
-from toolkit.data.language import list_languages
-from toolkit.data.privacy import list_regions
-from toolkit.data.rules import load_rules
+from toolkit.data.prepare.bar import show_progress
+from toolkit.data.quality.filters import Filtering, filter_corpus
+from toolkit.data.quality.language import list_languages
+from toolkit.data.quality.privacy import list_regions
+from toolkit.data.quality.rules import load_rules
 from toolkit.errors import ToolkitError
 
 RULES = Path(__file__).parents[1] / "configs" / "filters" / "default.yaml"

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from toolkit.data.manifest import read_manifest
-from toolkit.data.survey import Survey, survey_shards
+from toolkit.data.prepare.survey import Survey, survey_shards
 from toolkit.errors import ToolkitError
 
 

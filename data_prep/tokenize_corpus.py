@@ -13,10 +13,10 @@ import sys
 from dataclasses import MISSING, asdict, fields
 from typing import Any
 
-from toolkit.data.bar import show_progress
 from toolkit.data.manifest import read_manifest
-from toolkit.data.preparation import Preparation, name_partial
-from toolkit.data.tokens import begin, merge, progress, run_spans, summarize
+from toolkit.data.prepare.bar import show_progress
+from toolkit.data.prepare.preparation import Preparation, name_partial
+from toolkit.data.prepare.tokens import begin, merge, progress, run_spans, summarize
 from toolkit.errors import ToolkitError
 from toolkit.launch.prepare import hand_in, stands
 

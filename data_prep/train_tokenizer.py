@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from toolkit.data.tokenizer import train_tokenizer
+from toolkit.data.prepare.tokenizer import train_tokenizer
 from toolkit.errors import ToolkitError
 
 

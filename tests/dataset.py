@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 from toolkit.data.manifest import Manifest
-from toolkit.data.preparation import Preparation
-from toolkit.data.tokenizer import train_tokenizer
-from toolkit.data.tokens import prepare
+from toolkit.data.prepare.preparation import Preparation
+from toolkit.data.prepare.tokenizer import train_tokenizer
+from toolkit.data.prepare.tokens import prepare
 
 WORDS = [
     "the",

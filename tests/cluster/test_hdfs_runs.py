@@ -10,7 +10,7 @@ from tests.runs import losses, submit_without_data, verb, wait
 from toolkit import storage
 from toolkit.checkpoint.upload import list_remote
 from toolkit.data.manifest import read_manifest
-from toolkit.data.tokenizer import train_tokenizer
+from toolkit.data.prepare.tokenizer import train_tokenizer
 from toolkit.rundir import RunDir
 
 pytestmark = pytest.mark.cluster

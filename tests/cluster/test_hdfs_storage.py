@@ -18,8 +18,8 @@ from toolkit import storage
 from toolkit.checkpoint import layout
 from toolkit.checkpoint.upload import download_checkpoint, newest_remote, upload_checkpoint
 from toolkit.data.manifest import check_sizes, read_manifest
-from toolkit.data.sources import find_inputs, read_documents
-from toolkit.data.tokens import load_tokenizer
+from toolkit.data.prepare.tokens import load_tokenizer
+from toolkit.data.text.sources import find_inputs, read_documents
 from toolkit.errors import StorageError
 
 CHECKOUT = Path(__file__).parents[2]

@@ -24,8 +24,8 @@ from tests.runs import (
 from toolkit.cli import show
 from toolkit.cluster.local import LocalCluster
 from toolkit.data.manifest import read_manifest
-from toolkit.data.preparation import Preparation
-from toolkit.data.tokens import prepare
+from toolkit.data.prepare.preparation import Preparation
+from toolkit.data.prepare.tokens import prepare
 from toolkit.rundir import RunDir
 
 LOCAL = "cluster.scheduler=local"

@@ -17,9 +17,9 @@ from toolkit.cluster.base import JobState
 from toolkit.cluster.local import LocalCluster
 from toolkit.config.schema import ClusterSection
 from toolkit.data.manifest import read_manifest
-from toolkit.data.preparation import Preparation
-from toolkit.data.tokenizer import train_tokenizer
-from toolkit.data.tokens import begin, prepare, run_spans
+from toolkit.data.prepare.preparation import Preparation
+from toolkit.data.prepare.tokenizer import train_tokenizer
+from toolkit.data.prepare.tokens import begin, prepare, run_spans
 from toolkit.launch.prepare import plan_jobs, submit_jobs
 from toolkit.rundir import RunDir
 

@@ -13,7 +13,7 @@ import yaml
 from tests.cluster.conftest import run_slurm
 from tests.dataset import make_texts, write_jsonl
 from tests.runs import CHECKOUT
-from toolkit.data.tokenizer import train_tokenizer
+from toolkit.data.prepare.tokenizer import train_tokenizer
 
 README = (CHECKOUT / "README.md").read_text(encoding="utf-8")
 

@@ -10,10 +10,10 @@ from toolkit.cluster.base import PartitionLimits
 from toolkit.config.schema import RunConfig, to_dict
 from toolkit.data.manifest import check_sizes
 from toolkit.data.mixture import Member, identify, open_members
-from toolkit.data.preparation import Preparation
-from toolkit.data.sources import find_inputs
+from toolkit.data.prepare.preparation import Preparation
+from toolkit.data.prepare.tokenizer import identify_tokenizer, load_tokenizer
 from toolkit.data.stream import count_samples
-from toolkit.data.tokenizer import identify_tokenizer, load_tokenizer
+from toolkit.data.text.sources import find_inputs
 from toolkit.errors import DataError, Problem, RunError, StorageError
 from toolkit.launch.prepare import ask_for, refuse_another, stands
 from toolkit.plan.costs import num_parameters

@@ -20,10 +20,10 @@ from toolkit.cluster.base import ARRAY_TASK, Cluster, JobSpec, PartitionLimits, 
 from toolkit.cluster.choose import open_cluster
 from toolkit.config.load import find_profile, load_config
 from toolkit.config.schema import ClusterSection, DataSection
-from toolkit.data.hub import PREFIX as HUB_PREFIX
 from toolkit.data.manifest import NAME as MANIFEST
-from toolkit.data.preparation import PLAN, Preparation, is_finished, make_plan, name_partial
-from toolkit.data.tokens import begin, progress
+from toolkit.data.prepare.preparation import PLAN, Preparation, is_finished, make_plan, name_partial
+from toolkit.data.prepare.tokens import begin, progress
+from toolkit.data.text.hub import PREFIX as HUB_PREFIX
 from toolkit.launch.snapshot import checkout_dir, freeze_code
 
 _SCRIPT = "data_prep.tokenize_corpus"  # by -m: a script's folder, not the frozen code, would head its path

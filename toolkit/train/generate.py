@@ -8,7 +8,7 @@ from toolkit.checkpoint import layout
 from toolkit.checkpoint.reader import TensorReader
 from toolkit.config.schema import RunConfig
 from toolkit.data.manifest import read_manifest
-from toolkit.data.tokenizer import load_tokenizer
+from toolkit.data.prepare.tokenizer import load_tokenizer
 from toolkit.errors import CheckpointError
 from toolkit.model.llama import Llama
 

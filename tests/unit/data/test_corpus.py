@@ -11,12 +11,12 @@ import pytest
 
 from tests.corpus import make_prose, read_bytes, read_part, show_nothing
 from toolkit import storage
-from toolkit.data.corpus import open_work, read_corpus, read_input
-from toolkit.data.dedup import Deduplication, deduplicate
-from toolkit.data.filters import Filtering, filter_corpus
-from toolkit.data.parts import open_part
-from toolkit.data.records import Skipped
-from toolkit.data.rules import Rules
+from toolkit.data.quality.corpus import open_work, read_corpus, read_input
+from toolkit.data.quality.dedup import Deduplication, deduplicate
+from toolkit.data.quality.filters import Filtering, filter_corpus
+from toolkit.data.quality.parts import open_part
+from toolkit.data.quality.rules import Rules
+from toolkit.data.text.records import Skipped
 from toolkit.errors import DataError, StorageError
 
 Act = Callable[[tuple[str, ...], Path], dict[str, Any]]

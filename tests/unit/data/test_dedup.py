@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.corpus import StoppedError, change_words, make_prose, read_bytes, read_texts, show_nothing, stop_at
-from toolkit.data.clusters import flatten, join
-from toolkit.data.dedup import NUM_HASHES, Deduplication, bands_for, chance, deduplicate, sign
+from toolkit.data.quality.clusters import flatten, join
+from toolkit.data.quality.dedup import NUM_HASHES, Deduplication, bands_for, chance, deduplicate, sign
 from toolkit.errors import DataError
 
 GIB = 2**30

@@ -11,8 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.dataset import make_texts, write_jsonl
-from toolkit.data.engines import ComparedEngine, Encoded, EnginesDifferError, FastEngine, RecordEngine, load_engine
-from toolkit.data.tokenizer import load_tokenizer, train_tokenizer
+from toolkit.data.prepare.engines import (
+    ComparedEngine,
+    Encoded,
+    EnginesDifferError,
+    FastEngine,
+    RecordEngine,
+    load_engine,
+)
+from toolkit.data.prepare.tokenizer import load_tokenizer, train_tokenizer
 from toolkit.errors import DataError
 
 
@@ -91,7 +98,7 @@ def test_a_tokenizer_that_gigatoken_does_not_know_falls_back_and_says_so(caplog:
 def test_a_full_cache_changes_no_id(tokenizer_json: str, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [text.encode() for text in make_texts()]
     expected = FastEngine(tokenizer_json, parallel=False).encode(texts)
-    monkeypatch.setattr("toolkit.data.engines._CACHE_BYTES", -1)
+    monkeypatch.setattr("toolkit.data.prepare.engines._CACHE_BYTES", -1)
     restarting = FastEngine(tokenizer_json, parallel=False)
     found = [restarting.encode([text]).ids for text in texts]
     assert np.array_equal(np.concatenate(found), expected.ids)

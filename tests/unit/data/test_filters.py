@@ -11,8 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.corpus import StoppedError, make_prose, read_bytes, read_part, read_texts, show_nothing, stop_at
-from toolkit.data.filters import Filtering, filter_corpus, find_fault, measure_duplicate_runs, measure_top_run
-from toolkit.data.rules import (
+from toolkit.data.quality.filters import Filtering, filter_corpus, find_fault, measure_duplicate_runs, measure_top_run
+from toolkit.data.quality.rules import (
     LanguageSection,
     LengthSection,
     PrivacySection,
@@ -22,7 +22,7 @@ from toolkit.data.rules import (
     load_rules,
     to_dict,
 )
-from toolkit.data.words import find_words
+from toolkit.data.quality.words import find_words
 from toolkit.errors import DataError
 
 PROSE = make_prose(1)

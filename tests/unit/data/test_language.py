@@ -2,7 +2,7 @@
 
 import pytest
 
-from toolkit.data.language import find_language, list_languages
+from toolkit.data.quality.language import find_language, list_languages
 
 SENTENCES = {
     "en": "The members of the council have decided that the old bridge should be repaired before the winter comes.",

@@ -12,9 +12,9 @@ from tests.dataset import make_dataset, make_texts, write_jsonl
 from toolkit.config.schema import DataSection
 from toolkit.data.mixture import count_dealt, deal, find_samples, identify, mean_unigram_loss, open_members
 from toolkit.data.order import draw_samples
-from toolkit.data.preparation import Preparation
-from toolkit.data.tokenizer import train_tokenizer
-from toolkit.data.tokens import prepare
+from toolkit.data.prepare.preparation import Preparation
+from toolkit.data.prepare.tokenizer import train_tokenizer
+from toolkit.data.prepare.tokens import prepare
 from toolkit.errors import DataError
 
 Weights = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=6)

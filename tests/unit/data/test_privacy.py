@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolkit.data.checkdigits import is_brazilian_id, is_card, is_iban, luhn
-from toolkit.data.privacy import KINDS, mask, token
+from toolkit.data.quality.checkdigits import is_brazilian_id, is_card, is_iban, luhn
+from toolkit.data.quality.privacy import KINDS, mask, token
 
 REGIONS = ("US",)
 CARD_FORMATS = {13: (4, 4, 4, 1), 14: (4, 6, 4), 15: (4, 6, 5), 16: (4, 4, 4, 4), 19: (4, 4, 4, 4, 3)}

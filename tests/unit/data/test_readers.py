@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from toolkit.data.readers import Batch, Piece, Reading, read_batches
-from toolkit.data.sources import find_inputs
+from toolkit.data.text.readers import Batch, Piece, Reading, read_batches
+from toolkit.data.text.sources import find_inputs
 from toolkit.errors import DataError
 
 LIMIT = 10_000

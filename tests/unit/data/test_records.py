@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from toolkit.data.records import MAX_RECORD_BYTES, Skipped, read_records
+from toolkit.data.text.records import MAX_RECORD_BYTES, Skipped, read_records
 from toolkit.errors import DataError
 
 RECORDS = [{"text": "caf\u00e9", "id": 1, "more": {"a": [None]}}, {"text": "two", "id": 2, "more": None}]

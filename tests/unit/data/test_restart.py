@@ -15,10 +15,10 @@ import pytest
 import zstandard
 
 from tests.dataset import make_texts
-from toolkit.data.engines import Encoded, EnginesDifferError, RecordEngine
-from toolkit.data.preparation import Preparation
-from toolkit.data.tokenizer import train_tokenizer
-from toolkit.data.tokens import begin, merge, prepare, progress, run_spans
+from toolkit.data.prepare.engines import Encoded, EnginesDifferError, RecordEngine
+from toolkit.data.prepare.preparation import Preparation
+from toolkit.data.prepare.tokenizer import train_tokenizer
+from toolkit.data.prepare.tokens import begin, merge, prepare, progress, run_spans
 from toolkit.errors import DataError
 
 EVENTS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir"}
@@ -167,7 +167,7 @@ def test_an_engine_that_is_caught_late_leaves_no_trace(
         return RecordEngine(tokenizer_json) if name == "tokenizers" else Caught(tokenizer_json)
 
     prepare(ask(corpus), tmp_path / "right", engine="tokenizers")
-    monkeypatch.setattr("toolkit.data.tokens.load_engine", load)
+    monkeypatch.setattr("toolkit.data.prepare.tokens.load_engine", load)
     prepare(ask(corpus), tmp_path / "out")
     assert read_tree(tmp_path / "out") == read_tree(tmp_path / "right")
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.data.rules import Rules, from_dict, load_rules, to_dict
+from toolkit.data.quality.rules import Rules, from_dict, load_rules, to_dict
 from toolkit.errors import ConfigError
 
 FILTERS = Path(__file__).parents[3] / "configs" / "filters"

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolkit.data.readers import Reading, read_batches
-from toolkit.data.sources import Input, find_inputs, identify_inputs
-from toolkit.data.spans import Span, choose_span_bytes, cut_spans
+from toolkit.data.prepare.spans import Span, choose_span_bytes, cut_spans
+from toolkit.data.text.readers import Reading, read_batches
+from toolkit.data.text.sources import Input, find_inputs, identify_inputs
 
 READING = Reading(column="text")
 

@@ -16,13 +16,13 @@ import pytest
 from rich.console import Console
 
 from tests.dataset import WORDS, make_dataset, write_jsonl
-from toolkit.data.bar import _Lines
-from toolkit.data.estimate import estimate_dataset
 from toolkit.data.manifest import Manifest
-from toolkit.data.preparation import Preparation
-from toolkit.data.survey import count_lengths, survey_shards
-from toolkit.data.tokenizer import train_tokenizer
-from toolkit.data.tokens import prepare
+from toolkit.data.prepare.bar import _Lines
+from toolkit.data.prepare.estimate import estimate_dataset
+from toolkit.data.prepare.preparation import Preparation
+from toolkit.data.prepare.survey import count_lengths, survey_shards
+from toolkit.data.prepare.tokenizer import train_tokenizer
+from toolkit.data.prepare.tokens import prepare
 
 ROOT = Path(__file__).parents[3]
 

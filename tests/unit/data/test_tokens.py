@@ -10,11 +10,11 @@ import pytest
 
 from tests.dataset import make_dataset, make_texts, write_jsonl
 from toolkit.data.manifest import Manifest, check_sizes, read_manifest
-from toolkit.data.preparation import Preparation
+from toolkit.data.prepare.preparation import Preparation
+from toolkit.data.prepare.tokenizer import load_tokenizer
+from toolkit.data.prepare.tokens import prepare, unigram_loss
 from toolkit.data.shard import Shard, verify_shard
-from toolkit.data.sources import find_inputs, read_documents
-from toolkit.data.tokenizer import load_tokenizer
-from toolkit.data.tokens import prepare, unigram_loss
+from toolkit.data.text.sources import find_inputs, read_documents
 from toolkit.errors import DataError
 
 

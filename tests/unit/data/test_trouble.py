@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from tests.dataset import make_texts, write_jsonl
-from toolkit.data.engines import Encoded, RecordEngine
-from toolkit.data.preparation import Preparation
-from toolkit.data.tokenizer import load_tokenizer, train_tokenizer
-from toolkit.data.tokens import prepare
+from toolkit.data.prepare.engines import Encoded, RecordEngine
+from toolkit.data.prepare.preparation import Preparation
+from toolkit.data.prepare.tokenizer import load_tokenizer, train_tokenizer
+from toolkit.data.prepare.tokens import prepare
 from toolkit.errors import DataError, StorageError, ToolkitError
 
 
@@ -117,7 +117,7 @@ def test_an_id_beyond_the_vocabulary_is_refused_with_its_place(
             ids[encoded.offsets[1]] = bad_id  # the first id of the second document
             return Encoded(ids, encoded.offsets)
 
-    monkeypatch.setattr("toolkit.data.tokens.load_engine", lambda text, **_: Broken(text))
+    monkeypatch.setattr("toolkit.data.prepare.tokens.load_engine", lambda text, **_: Broken(text))
     size = load_tokenizer(asked.tokenizer).get_vocab_size()
     second = len((tmp_path / "corpus.jsonl").read_bytes().split(b"\n", 2)[0] + b"\n")
     second += len((tmp_path / "corpus.jsonl").read_bytes().split(b"\n", 2)[1] + b"\n")
@@ -172,8 +172,8 @@ def test_provenance_says_what_was_removed_before(asked: Preparation, tmp_path: P
 
 
 def test_shards_hold_the_right_unigram_counts(asked: Preparation, tmp_path: Path) -> None:
+    from toolkit.data.prepare.tokens import unigram_loss
     from toolkit.data.shard import Shard
-    from toolkit.data.tokens import unigram_loss
 
     manifest, _ = prepare(asked, tmp_path / "out")
     size = manifest.tokenizer.vocab_size

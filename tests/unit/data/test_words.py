@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from toolkit.data.words import find_words, hash_runs
+from toolkit.data.quality.words import find_words, hash_runs
 
 LATIN = st.text(alphabet="abcXYZ019 .,-_\n\u00e9\u0451\u00df", max_size=200)
 

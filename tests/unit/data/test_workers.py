@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.data.workers import Report, run_tasks
+from toolkit.data.prepare.workers import Report, run_tasks
 from toolkit.errors import DataError, TryAgainError
 
 

@@ -9,8 +9,8 @@ import xxhash
 
 from toolkit import storage
 from toolkit.data.manifest import ShardEntry
+from toolkit.data.prepare.tokenizer import load_tokenizer
 from toolkit.data.shard import Shard
-from toolkit.data.tokenizer import load_tokenizer
 from toolkit.errors import DataError
 
 

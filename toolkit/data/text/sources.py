@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import xxhash
 
 from toolkit import storage
-from toolkit.data import hub
-from toolkit.data.readers import HUB, ROWS, SUFFIXES, TEXT, Piece, Reading, kind_of, read_batches
+from toolkit.data.text import hub
+from toolkit.data.text.readers import HUB, ROWS, SUFFIXES, TEXT, Piece, Reading, kind_of, read_batches
 from toolkit.errors import DataError
 
 _SAMPLE_BYTES = 64 << 10

@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from toolkit.data import privacy
-from toolkit.data.corpus import Show, Work, finish, missing_parts, open_work, read_input, run_parts
-from toolkit.data.language import find_language
-from toolkit.data.parts import Part, Tally, open_part
-from toolkit.data.records import Skipped
-from toolkit.data.rules import LengthSection, QualitySection, RepetitionSection, Rules, from_dict, to_dict
-from toolkit.data.sources import find_inputs
-from toolkit.data.words import Hashes, Words, find_words, hash_runs
-from toolkit.data.workers import Report
+from toolkit.data.prepare.workers import Report
+from toolkit.data.quality import privacy
+from toolkit.data.quality.corpus import Show, Work, finish, missing_parts, open_work, read_input, run_parts
+from toolkit.data.quality.language import find_language
+from toolkit.data.quality.parts import Part, Tally, open_part
+from toolkit.data.quality.rules import LengthSection, QualitySection, RepetitionSection, Rules, from_dict, to_dict
+from toolkit.data.quality.words import Hashes, Words, find_words, hash_runs
+from toolkit.data.text.records import Skipped
+from toolkit.data.text.sources import find_inputs
 
 _STOP_WORDS = {"the", "be", "to", "of", "and", "that", "have", "with"}
 _BULLETS = ("\u2022", "\u2023", "\u25cf", "\u25e6", "*", "-")

@@ -13,13 +13,22 @@ import numpy as np
 
 from toolkit import storage
 from toolkit.data import manifest as manifests
-from toolkit.data.engines import AUTO, FAST, RECORD, Engine, EnginesDifferError, load_engine
 from toolkit.data.manifest import Manifest, read_manifest, write_manifest
-from toolkit.data.preparation import Plan, Preparation, check_inputs, is_finished, make_plan, read_plan, start
-from toolkit.data.readers import DamagedError
-from toolkit.data.spans import Span
-from toolkit.data.workers import Report, run_tasks
-from toolkit.data.writer import RECORDS, SPLITS, Counts, Record, forget_record, read_counts, read_record, write_span
+from toolkit.data.prepare.engines import AUTO, FAST, RECORD, Engine, EnginesDifferError, load_engine
+from toolkit.data.prepare.preparation import Plan, Preparation, check_inputs, is_finished, make_plan, read_plan, start
+from toolkit.data.prepare.spans import Span
+from toolkit.data.prepare.workers import Report, run_tasks
+from toolkit.data.prepare.writer import (
+    RECORDS,
+    SPLITS,
+    Counts,
+    Record,
+    forget_record,
+    read_counts,
+    read_record,
+    write_span,
+)
+from toolkit.data.text.readers import DamagedError
 from toolkit.errors import DataError
 
 log = logging.getLogger(__name__)

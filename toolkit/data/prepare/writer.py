@@ -11,11 +11,11 @@ import numpy.typing as npt
 import xxhash
 
 from toolkit import storage
-from toolkit.data.engines import Encoded, Engine
 from toolkit.data.manifest import ShardEntry
-from toolkit.data.readers import Batch, Piece, Reading, Skipped, read_batches
+from toolkit.data.prepare.engines import Encoded, Engine
+from toolkit.data.prepare.spans import Span
 from toolkit.data.shard import Tokens, write_tokens
-from toolkit.data.spans import Span
+from toolkit.data.text.readers import Batch, Piece, Reading, Skipped, read_batches
 from toolkit.errors import DataError
 
 SPLITS = ("train", "validation")

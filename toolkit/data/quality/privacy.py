@@ -11,7 +11,7 @@ from functools import cache
 
 import phonenumbers
 
-from toolkit.data.checkdigits import NATIONAL_IDS, iban_length, is_card, is_iban
+from toolkit.data.quality.checkdigits import NATIONAL_IDS, iban_length, is_card, is_iban
 
 _Check = Callable[[re.Match[str]], str | None]
 """Turns a candidate into its replacement; None: it is no private value."""

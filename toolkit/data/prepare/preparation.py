@@ -8,12 +8,12 @@ from typing import Any
 from toolkit import storage
 from toolkit.data import manifest as manifests
 from toolkit.data.manifest import TokenizerIdentity, read_manifest
-from toolkit.data.readers import Reading
+from toolkit.data.prepare.spans import Span, choose_span_bytes, cut_spans
+from toolkit.data.prepare.tokenizer import identify_tokenizer, load_tokenizer
+from toolkit.data.prepare.writer import Rules
 from toolkit.data.shard import MAX_TOKENS
-from toolkit.data.sources import Input, find_inputs, identify, identify_inputs
-from toolkit.data.spans import Span, choose_span_bytes, cut_spans
-from toolkit.data.tokenizer import identify_tokenizer, load_tokenizer
-from toolkit.data.writer import Rules
+from toolkit.data.text.readers import Reading
+from toolkit.data.text.sources import Input, find_inputs, identify, identify_inputs
 from toolkit.errors import DataError
 
 PLAN = "plan.json"

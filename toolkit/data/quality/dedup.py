@@ -24,13 +24,13 @@ import rensa
 import xxhash
 
 from toolkit import storage
-from toolkit.data.clusters import EXACT, KEPT, NEAR, Signatures, cluster, count_signed, write_signatures
-from toolkit.data.corpus import Show, Work, finish, missing_parts, open_work, read_input, run_parts
-from toolkit.data.parts import Part, Tally, open_part
-from toolkit.data.records import Record, Skipped
-from toolkit.data.sources import find_inputs
-from toolkit.data.words import Hashes, find_words, hash_runs
-from toolkit.data.workers import Report, run_tasks
+from toolkit.data.prepare.workers import Report, run_tasks
+from toolkit.data.quality.clusters import EXACT, KEPT, NEAR, Signatures, cluster, count_signed, write_signatures
+from toolkit.data.quality.corpus import Show, Work, finish, missing_parts, open_work, read_input, run_parts
+from toolkit.data.quality.parts import Part, Tally, open_part
+from toolkit.data.quality.words import Hashes, find_words, hash_runs
+from toolkit.data.text.records import Record, Skipped
+from toolkit.data.text.sources import find_inputs
 from toolkit.errors import DataError
 
 NUM_HASHES = 128

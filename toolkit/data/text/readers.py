@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from toolkit import storage
-from toolkit.data import hub
-from toolkit.data.lines import DAMAGE, name_line, read_blocks
+from toolkit.data.text import hub
+from toolkit.data.text.lines import DAMAGE, name_line, read_blocks
 from toolkit.errors import DataError, StorageError
 
 LINES, PACKED, ROWS, TEXT, HUB = "lines", "packed lines", "rows", "text", "hub"

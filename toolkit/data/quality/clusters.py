@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from toolkit import storage
-from toolkit.data.words import Hashes
+from toolkit.data.quality.words import Hashes
 from toolkit.errors import StorageError
 
 KEPT, EXACT, NEAR = 0, 1, 2  # verdicts

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from toolkit.data.readers import LINES, PACKED, ROWS, Piece, kind_of
-from toolkit.data.sources import Input
+from toolkit.data.text.readers import LINES, PACKED, ROWS, Piece, kind_of
+from toolkit.data.text.sources import Input
 
 _EXPANSION = 4  # assumption: text unpacks to about this many times its size
 _FEWEST, _SMALLEST, _LARGEST = 64, 16 << 20, 1 << 30

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from toolkit import storage
-from toolkit.data.lines import DAMAGE, open_lines
-from toolkit.data.sources import read_documents
+from toolkit.data.text.lines import DAMAGE, open_lines
+from toolkit.data.text.sources import read_documents
 from toolkit.errors import DataError, StorageError
 
 MAX_RECORD_BYTES = 8 << 20  # such a record costs a filter up to 490 MiB of memory

@@ -7,7 +7,7 @@ from typing import Any
 
 from toolkit import storage
 from toolkit.data.manifest import TOKENIZER_NAME, TokenizerIdentity
-from toolkit.data.sources import find_inputs, read_documents
+from toolkit.data.text.sources import find_inputs, read_documents
 from toolkit.errors import DataError
 
 END_OF_TEXT = "<|endoftext|>"

@@ -19,10 +19,10 @@ from typing import Any
 import xxhash
 
 from toolkit import storage
-from toolkit.data.hub import PREFIX as HUB_PREFIX
-from toolkit.data.parts import Part, sum_parts
-from toolkit.data.records import Record, Skipped, read_records
-from toolkit.data.workers import Report, run_tasks
+from toolkit.data.prepare.workers import Report, run_tasks
+from toolkit.data.quality.parts import Part, sum_parts
+from toolkit.data.text.hub import PREFIX as HUB_PREFIX
+from toolkit.data.text.records import Record, Skipped, read_records
 from toolkit.errors import DataError
 
 Show = Callable[..., AbstractContextManager[Report]]

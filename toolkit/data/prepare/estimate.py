@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from toolkit.data.engines import load_engine
-from toolkit.data.lines import measure_expansion
-from toolkit.data.preparation import Preparation, make_plan
-from toolkit.data.readers import LINES, PACKED, Piece, kind_of, read_batches
-from toolkit.data.sources import Input
-from toolkit.data.spans import weigh
-from toolkit.data.tokenizer import load_tokenizer
-from toolkit.data.writer import SPLITS, Rules
+from toolkit.data.prepare.engines import load_engine
+from toolkit.data.prepare.preparation import Preparation, make_plan
+from toolkit.data.prepare.spans import weigh
+from toolkit.data.prepare.tokenizer import load_tokenizer
+from toolkit.data.prepare.writer import SPLITS, Rules
+from toolkit.data.text.lines import measure_expansion
+from toolkit.data.text.readers import LINES, PACKED, Piece, kind_of, read_batches
+from toolkit.data.text.sources import Input
 from toolkit.errors import DataError
 
 _WRITING = 1.3  # measured: hashing, splitting and writing add this to reading and encoding
