@@ -11,14 +11,14 @@ check: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	$(PYTHON) -m pytest tests/unit tests/test_house.py
+	$(PYTHON) -m pytest -n 2 --dist loadfile tests/unit tests/test_house.py
 
 test: setup
 	@bash tests/devcluster/install.sh
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	$(PYTHON) -m pytest tests
+	$(PYTHON) -m pytest -n 2 --dist loadfile tests
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.dataset import make_texts, write_jsonl
-from tests.runs import CHECKOUT, losses, submit_without_data, wait
+from tests.runs import CHECKOUT, losses, submit_without_data, verb, wait
 from toolkit.cluster.base import JobState
 from toolkit.cluster.local import LocalCluster
 from toolkit.config.schema import ClusterSection
@@ -115,6 +115,7 @@ def test_a_preparation_that_breaks_off_takes_the_run_along_and_says_why(
     assert run["job"]["state"] == "CANCELLED"
     assert run["job"]["reason"] == "DependencyNeverSatisfied"
     (jobs_dir,) = (tmp_path / "runs" / ".prepare").iterdir()
+    assert f"its data could not be made; see {jobs_dir}/logs" in verb(tmp_path / "runs", "status", "tiny").stdout
     said = "".join(path.read_text(encoding="utf-8") for path in (jobs_dir / "logs").glob("*/0.out"))
     assert f"{corpus[0]}/3.jsonl:2 (byte 14) is no JSON" in said
     assert not (tmp_path / "out").exists()

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
-from toolkit.cluster.base import Cluster, JobState, JobStatus
+from toolkit.cluster.base import NEVER_STARTS, Cluster, JobState, JobStatus
 from toolkit.config.load import Loaded, load_config
 from toolkit.config.schema import DataSection, to_dict
 from toolkit.data.mixture import mean_unigram_loss, open_members
@@ -21,7 +21,7 @@ from toolkit.errors import RunError, ToolkitError
 from toolkit.launch.archive import upload_run
 from toolkit.launch.ledger import Attempt, read_attempts, read_failures
 from toolkit.launch.prepare import PreparationJobs, read_share
-from toolkit.launch.submit import job_status
+from toolkit.launch.submit import find_preparation, job_status
 from toolkit.monitor import metrics
 from toolkit.monitor.history import newest_steps, read_first_step
 from toolkit.rundir import RunDir
@@ -46,7 +46,7 @@ def list_runs(root: Path) -> list[RunDir]:
 def describe(run_dir: RunDir) -> dict[str, Any]:
     """Gather what is known of a run as plain values."""
     cfg = load_config(run_dir.config_path).config
-    status = job_status(run_dir)
+    status, prepared_in = job_status(run_dir), find_preparation(run_dir)
     attempts = read_attempts(run_dir)
     first, last = read_first_step(run_dir.metrics_path), next(newest_steps(run_dir.metrics_path), None)
     failures = read_failures(run_dir, attempts[-1].attempt) if attempts else _newest_failures(run_dir)
@@ -54,6 +54,7 @@ def describe(run_dir: RunDir) -> dict[str, Any]:
         "run": run_dir.name,
         "directory": str(run_dir.root),
         "job": None if status is None else _plain_status(status),
+        "prepared_in": None if prepared_in is None else str(prepared_in),
         "step": last["step"] if last else 0,
         "num_steps": cfg.num_steps,
         "first_loss": first[metrics.LOSS] if first else None,
@@ -159,6 +160,8 @@ def print_run(run_dir: RunDir, console: Console, *, as_json: bool) -> None:
 
 def _print_trouble(run_dir: RunDir, run: dict[str, Any], console: Console) -> None:
     job, failures = run["job"], run["failures"]
+    if job is not None and job["reason"] == NEVER_STARTS and run["prepared_in"]:
+        console.print(f"its data could not be made; see {run['prepared_in']}/logs, then submit again", markup=False)
     if job is None or job["state"] in {"COMPLETED", "RUNNING", "PENDING", "REQUEUED", "CANCELLED"}:
         return
     if job["exit_note"]:

@@ -11,6 +11,9 @@ from toolkit.errors import ClusterError
 ARRAY_TASK = "@ARRAY_TASK@"
 """Stands in a job's command for the index of the array's task."""
 
+NEVER_STARTS = "DependencyNeverSatisfied"
+"""Slurm's reason for a job that depends on one that failed."""
+
 
 class JobState(str, enum.Enum):
     """Slurm's words for the state of a job."""

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 
 import psutil
 
-from toolkit.cluster.base import JobState
+from toolkit.cluster.base import NEVER_STARTS, JobState
 from toolkit.cluster.local import PARTITION, LocalCluster, read_state, write_state
 
 KILL_WAIT_S = 15.0  # from SIGTERM to SIGKILL; Slurm's KillWait is 30
@@ -87,7 +87,7 @@ class Controller:
             if all(state is JobState.COMPLETED for state in states):
                 return None
             if not all(state is JobState.COMPLETED or state.is_live for state in states):
-                return JobState.CANCELLED, "DependencyNeverSatisfied", ""
+                return JobState.CANCELLED, NEVER_STARTS, ""
             verdict = self._obey_requests(Attempt(tasks=[], deadline=None))
             if verdict is not None:
                 return verdict

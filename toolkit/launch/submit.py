@@ -104,7 +104,9 @@ def carry_out(request: Request) -> str:
         if is_new:
             shutil.rmtree(run_dir.root, ignore_errors=True)
         raise
-    job = {"scheduler": request.cluster.name, "job_id": job_id, "prepared_by": prepared_by}
+    job = {"scheduler": request.cluster.name, "job_id": job_id}
+    if request.preparation is not None:
+        job["prepared_in"] = str(request.preparation.jobs_dir)
     storage.write_atomic(str(run_dir.job_path), (json.dumps(job) + "\n").encode())
     return job_id
 
@@ -129,6 +131,12 @@ def find_job(run_dir: RunDir) -> tuple[Cluster, str] | None:
         return None
     job = json.loads(run_dir.job_path.read_text(encoding="utf-8"))
     return open_cluster(job["scheduler"], state_dir=state_dir(run_dir.root.parent)), job["job_id"]
+
+
+def find_preparation(run_dir: RunDir) -> Path | None:
+    """Find where the jobs that made a run's tokens have their scripts and logs; None: there were none."""
+    job = json.loads(run_dir.job_path.read_text(encoding="utf-8")) if run_dir.job_path.is_file() else {}
+    return Path(job["prepared_in"]) if "prepared_in" in job else None
 
 
 def job_status(run_dir: RunDir) -> JobStatus | None:
