@@ -22,6 +22,7 @@ from toolkit.config.load import find_profile, load_config
 from toolkit.config.schema import ClusterSection, DataSection
 from toolkit.data.manifest import NAME as MANIFEST
 from toolkit.data.prepare.preparation import PLAN, Preparation, is_finished, make_plan, name_partial
+from toolkit.data.prepare.tokenizer import load_tokenizer
 from toolkit.data.prepare.tokens import begin, progress
 from toolkit.data.text.hub import PREFIX as HUB_PREFIX
 from toolkit.launch.snapshot import checkout_dir, freeze_code
@@ -143,7 +144,7 @@ def refuse_another(asked: Preparation, out: str) -> None:
         DataError: with what differs.
     """
     if all(name.startswith(HUB_PREFIX) or storage.exists(name) for name in asked.inputs):
-        is_finished(make_plan(asked), out)
+        is_finished(make_plan(asked, tokenizer=load_tokenizer(asked.tokenizer)), out)
 
 
 def read_share(out: str) -> float | None:

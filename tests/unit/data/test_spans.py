@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -44,6 +45,21 @@ def test_every_row_is_in_one_span(tmp_path: Path, span_bytes: int) -> None:
     spans = cut_spans(identify_inputs(find_inputs([str(tmp_path)]), column="text"), span_bytes=span_bytes)
     assert read_spans(spans) == texts
     assert len(spans) == {1: 12, 1 << 30: 1}.get(span_bytes, len(spans))
+
+
+def test_spans_within_one_long_line_read_little(tmp_path: Path) -> None:
+    """Each of them must see that no line begins in it; reading on to the next line would take the square."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(json.dumps({"text": "x" * (64 << 20)}).encode() + b"\n" + json.dumps({"text": "y"}).encode())
+    (corpus,) = identify_inputs([str(path)], column="text")
+    spans = cut_spans([corpus], span_bytes=1 << 20)
+    before = psutil.Process().io_counters().read_chars
+    reading = Reading(column="text", on_error="skip", max_record_bytes=1000)
+    pieces = [piece for span in spans for piece in span.pieces]
+    batches = [batch for piece in pieces for batch in read_batches(piece, reading=reading)]
+    assert [text for batch in batches for text in batch.texts] == [b"y"]
+    assert [broken.place for batch in batches for broken in batch.skipped] == [0]
+    assert psutil.Process().io_counters().read_chars - before < 3 * corpus.num_bytes
 
 
 def test_small_files_share_a_span_and_large_ones_are_cut_evenly() -> None:

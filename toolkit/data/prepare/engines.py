@@ -19,7 +19,7 @@ AUTO, RECORD, FAST = "auto", "tokenizers", "gigatoken"
 
 _RECORD_BATCH_BYTES = 1 << 20  # it holds about 130 bytes a token (measured)
 _CACHE_BYTES = 384 << 20
-_LONG_TEXT_BYTES = 1 << 10
+_FEW_TEXTS, _LONG_TEXT_BYTES = 64, 1 << 10
 _ALWAYS_COMPARED_BYTES = 32 << 10
 _COMPARED_PART = 1000
 _COMPARED_PART_OF_STARTS = 100
@@ -102,10 +102,10 @@ class FastEngine:
         """Encode texts."""
         if _resident_bytes() > self._most_bytes:
             self._start()
-        if self._parallel or sum(map(len, texts)) < _LONG_TEXT_BYTES * len(texts):
+        if self._parallel or len(texts) > max(_FEW_TEXTS, sum(map(len, texts)) // _LONG_TEXT_BYTES):
             layout = self._tokenizer.encode_batch(list(texts), parallel=self._parallel).layout
             return Encoded(np.asarray(layout.content.data), np.asarray(layout.offsets.data, dtype=np.int64))
-        # As fast for long texts, and it does without awkward, which takes 0.3 s to import.
+        # As fast for few or long texts, and it does without awkward, which takes 0.3 s to import.
         return _join([self._tokenizer.encode(text) for text in texts])
 
     def _start(self) -> None:

@@ -66,8 +66,9 @@ def estimate_dataset(
     Raises:
         DataError: bad input; no text was found.
     """
-    plan = make_plan(asked)
-    encoder = load_engine(load_tokenizer(asked.tokenizer).to_str(pretty=False), name=engine, parallel=False)
+    tokenizer = load_tokenizer(asked.tokenizer)
+    plan = make_plan(asked, tokenizer=tokenizer)
+    encoder = load_engine(tokenizer.to_str(pretty=False), name=engine, parallel=False)
     sizes = [_unpacked_bytes(item, sample_bytes=num_places * place_bytes) for item in plan.inputs]
     reading, encoding = _Meter(), _Meter()
     places = []

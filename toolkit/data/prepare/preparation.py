@@ -9,7 +9,7 @@ from toolkit import storage
 from toolkit.data import manifest as manifests
 from toolkit.data.manifest import TokenizerIdentity, read_manifest
 from toolkit.data.prepare.spans import Span, choose_span_bytes, cut_spans
-from toolkit.data.prepare.tokenizer import identify_tokenizer, load_tokenizer
+from toolkit.data.prepare.tokenizer import identify_tokenizer
 from toolkit.data.prepare.writer import Rules
 from toolkit.data.shard import MAX_TOKENS
 from toolkit.data.text.readers import Reading
@@ -80,8 +80,8 @@ def name_partial(out: str) -> str:
     return out.rstrip("/") + ".partial"
 
 
-def make_plan(asked: Preparation) -> Plan:
-    """Look at the inputs and the tokenizer.
+def make_plan(asked: Preparation, *, tokenizer: Any) -> Plan:
+    """Look at the inputs and the (loaded) tokenizer.
 
     Raises:
         DataError: one is missing or not what its name says; an option is out of range.
@@ -96,8 +96,7 @@ def make_plan(asked: Preparation) -> Plan:
     options = {key: value for key, value in asdict(asked).items() if key not in {"inputs", "tokenizer"}}
     inputs = tuple(identify_inputs(find_inputs(asked.inputs), column=asked.column))
     options["span_bytes"] = asked.span_bytes or choose_span_bytes(inputs)
-    tokenizer = identify_tokenizer(asked.tokenizer, load_tokenizer(asked.tokenizer))
-    return Plan(inputs=inputs, options=options, tokenizer=tokenizer)
+    return Plan(inputs=inputs, options=options, tokenizer=identify_tokenizer(asked.tokenizer, tokenizer))
 
 
 def is_finished(plan: Plan, out: str) -> bool:
@@ -114,7 +113,7 @@ def is_finished(plan: Plan, out: str) -> bool:
     return False
 
 
-def start(plan: Plan, *, tokenizer: str, out: str) -> str:
+def start(plan: Plan, *, tokenizer: Any, out: str) -> str:
     """Make the directory of an unfinished dataset, or find that it was begun from the same.
 
     Returns:
@@ -130,8 +129,8 @@ def start(plan: Plan, *, tokenizer: str, out: str) -> str:
     elif storage.exists(plan_url):
         _refuse_different(partial_dir, read_plan(partial_dir).describe(), plan)
     else:
-        text = load_tokenizer(tokenizer).to_str(pretty=False)
-        storage.write_atomic(storage.join(partial_dir, manifests.TOKENIZER_NAME), text.encode())
+        text = tokenizer.to_str(pretty=False).encode()
+        storage.write_atomic(storage.join(partial_dir, manifests.TOKENIZER_NAME), text)
         storage.write_atomic(plan_url, json.dumps(plan.describe(), indent=1).encode())
     return partial_dir
 

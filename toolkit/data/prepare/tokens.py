@@ -17,6 +17,7 @@ from toolkit.data.manifest import Manifest, read_manifest, write_manifest
 from toolkit.data.prepare.engines import AUTO, FAST, RECORD, Engine, EnginesDifferError, load_engine
 from toolkit.data.prepare.preparation import Plan, Preparation, check_inputs, is_finished, make_plan, read_plan, start
 from toolkit.data.prepare.spans import Span
+from toolkit.data.prepare.tokenizer import load_tokenizer
 from toolkit.data.prepare.workers import Report, run_tasks
 from toolkit.data.prepare.writer import (
     RECORDS,
@@ -88,10 +89,11 @@ def begin(asked: Preparation, out: str) -> str | None:
     Raises:
         DataError: bad input; or something else stands there already (the text says what differs).
     """
-    plan = make_plan(asked)
+    tokenizer = load_tokenizer(asked.tokenizer)
+    plan = make_plan(asked, tokenizer=tokenizer)
     if is_finished(plan, out):
         return None
-    partial_dir = start(plan, tokenizer=asked.tokenizer, out=out)
+    partial_dir = start(plan, tokenizer=tokenizer, out=out)
     if storage.exists(storage.join(partial_dir, manifests.NAME)):  # killed in the last moment
         merge(partial_dir, out)
         return None

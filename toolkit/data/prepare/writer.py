@@ -130,7 +130,8 @@ def write_span(
     writer = _SpanWriter(partial_dir, record, rules)
     for number, piece in list(enumerate(span.pieces))[record.piece :]:
         resume = record.place if number == record.piece else None
-        engine.begin_input()
+        if piece.start == 0:
+            engine.begin_input()
         for batch in read_batches(piece, reading=rules.reading, resume=resume):
             writer.add(number, piece, batch, engine.encode(batch.texts))
             report(sum(map(len, batch.texts)))

@@ -60,7 +60,7 @@ def read_blocks(
             start = resume or 0
             chunks = _unpacked_chunks(file, skip=start)
         else:
-            start = _seek_line(file, start) if resume is None else file.seek(resume)
+            start = _seek_line(file, start, stop=stop) if resume is None else file.seek(resume)
             chunks = _plain_chunks(file, start, stop)
         yield from _cut_lines(chunks, start, stop=stop, limit=limit)
 
@@ -90,12 +90,13 @@ def name_line(path: str, offset: int) -> str:
     return f"{path}:{lines} (byte {offset})"
 
 
-def _seek_line(file: IO[bytes], start: int) -> int:
-    """Go to the first line that begins at a place or after it."""
+def _seek_line(file: IO[bytes], start: int, *, stop: int | None) -> int:
+    """Go to the first line that begins at a place or after it, but no further than needed to see that none does."""
     if start == 0:
         return 0
     place = file.seek(start - 1)
-    while part := file.readline(_BLOCK_BYTES):
+    at_once = _BLOCK_BYTES if stop is None else min(_BLOCK_BYTES, stop - place)
+    while (stop is None or place < stop) and (part := file.readline(at_once)):
         place += len(part)
         if part.endswith(b"\n"):
             break
