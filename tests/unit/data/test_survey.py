@@ -17,12 +17,11 @@ from rich.console import Console
 
 from tests.dataset import WORDS, make_dataset, write_jsonl
 from toolkit.data.manifest import Manifest
-from toolkit.data.prepare.bar import _Lines
-from toolkit.data.prepare.estimate import estimate_dataset
 from toolkit.data.prepare.preparation import Preparation
 from toolkit.data.prepare.survey import count_lengths, survey_shards
 from toolkit.data.prepare.tokenizer import train_tokenizer
 from toolkit.data.prepare.tokens import prepare
+from toolkit.errors import DataError
 
 ROOT = Path(__file__).parents[3]
 
@@ -66,6 +65,16 @@ def test_the_estimate_holds_the_truth(tmp_path: Path, kind: str) -> None:
     assert found.num_tokens == pytest.approx(num_tokens, rel=0.1)
     assert abs(found.num_shards - num_shards) <= 1
     assert found.cpu_hours > 0
+
+
+@pytest.mark.parametrize(("name", "data"), [("a.jsonl", b""), ("a.jsonl.gz", b"\x1f\x8b\x08\x00 cut")])
+def test_an_estimate_of_nothing_or_of_a_damaged_file_is_refused(tmp_path: Path, name: str, data: bytes) -> None:
+    corpus = write_jsonl(tmp_path / "words.jsonl", WORDS)
+    train_tokenizer([str(corpus)], column="text", vocab_size=300, path=tmp_path / "tokenizer.json")
+    (tmp_path / name).write_bytes(data)
+    asked = Preparation(inputs=(str(tmp_path / name),), tokenizer=str(tmp_path / "tokenizer.json"))
+    with pytest.raises(DataError, match=name):
+        estimate_dataset(asked, engine="auto", num_places=2, place_bytes=100, rng=np.random.default_rng([0, 0, 0]))
 
 
 def test_a_survey_counts_documents_tokens_and_duplicates(made: tuple[Path, Manifest]) -> None:

@@ -14,7 +14,7 @@ from toolkit.data.prepare.preparation import Preparation, make_plan
 from toolkit.data.prepare.spans import weigh
 from toolkit.data.prepare.tokenizer import load_tokenizer
 from toolkit.data.prepare.writer import SPLITS, Rules
-from toolkit.data.text.lines import measure_expansion
+from toolkit.data.text.lines import DAMAGE, measure_expansion
 from toolkit.data.text.readers import LINES, PACKED, Piece, kind_of, read_batches
 from toolkit.data.text.sources import Input
 from toolkit.errors import DataError
@@ -70,6 +70,8 @@ def estimate_dataset(
     plan = make_plan(asked, tokenizer=tokenizer)
     encoder = load_engine(tokenizer.to_str(pretty=False), name=engine, parallel=False)
     sizes = [_unpacked_bytes(item, sample_bytes=num_places * place_bytes) for item in plan.inputs]
+    if not sum(sizes):
+        raise DataError(f"{', '.join(asked.inputs)}: the files are empty\n  give some text")
     reading, encoding = _Meter(), _Meter()
     places = []
     for item, offset in _choose_places(plan.inputs, sizes, num_places=num_places, place_bytes=place_bytes, rng=rng):
@@ -125,7 +127,10 @@ def _ratio_error(tokens: npt.NDArray[np.float64], sizes: npt.NDArray[np.float64]
 
 def _unpacked_bytes(item: Input, *, sample_bytes: int) -> int:
     if kind_of(item.path) == PACKED:
-        return round(item.num_bytes * measure_expansion(item.path, sample_bytes=sample_bytes))
+        try:
+            return round(item.num_bytes * measure_expansion(item.path, sample_bytes=sample_bytes))
+        except DAMAGE as error:
+            raise DataError(f"{item.path} is cut off or damaged: {error}\n  copy it again") from error
     return weigh(item)
 
 

@@ -118,6 +118,7 @@ def _plain_chunks(file: IO[bytes], start: int, stop: int | None) -> Iterator[byt
 def _unpacked_chunks(file: IO[bytes], *, skip: int) -> Iterator[bytes]:
     """Unpack from the beginning, drop what was read before; give what is good before raising."""
     pieces: list[bytes] = []
+    held = 0
     failure: Exception | None = None
     more = True
     while more:
@@ -129,9 +130,10 @@ def _unpacked_chunks(file: IO[bytes], *, skip: int) -> Iterator[bytes]:
         kept = data[skip:]
         skip -= len(data) - len(kept)
         pieces.append(kept)
-        if sum(map(len, pieces)) >= _BLOCK_BYTES or not more:
+        held += len(kept)
+        if held >= _BLOCK_BYTES or not more:
             yield b"".join(pieces)
-            pieces = []
+            pieces, held = [], 0
     if failure is not None:
         raise failure
 
