@@ -30,7 +30,7 @@ SUFFIXES = {".py", ".pyi", ".h", ".hpp", ".cuh", ".md", ".rst", ".txt", ".js", "
 def main() -> None:
     """Run the contenders and print a table, or JSON on the last line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=int, default=100, help="text to tokenize (default: %(default)s)")
+    parser.add_argument("--megabytes", type=int, default=150, help="text to tokenize (default: %(default)s)")
     parser.add_argument("--vocab-size", type=int, default=16_384, help="of the tokenizer (default: %(default)s)")
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS), help="contenders to run")
     parser.add_argument("--peer-python", default=sys.executable, help="interpreter that has datatrove")
