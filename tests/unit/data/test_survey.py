@@ -17,6 +17,8 @@ from rich.console import Console
 
 from tests.dataset import WORDS, make_dataset, write_jsonl
 from toolkit.data.manifest import Manifest
+from toolkit.data.prepare.bar import _Lines
+from toolkit.data.prepare.estimate import estimate_dataset
 from toolkit.data.prepare.preparation import Preparation
 from toolkit.data.prepare.survey import count_lengths, survey_shards
 from toolkit.data.prepare.tokenizer import train_tokenizer
