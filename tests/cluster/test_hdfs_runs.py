@@ -40,7 +40,7 @@ def test_everything_of_a_run_may_lie_on_hdfs(remote_dir: str, tmp_path: Path) ->
     assert run["job"]["state"] == "COMPLETED", run
     assert len(read_manifest(f"{remote_dir}/tokens").splits["train"]) >= 1
     assert list(list_remote(f"{remote_dir}/checkpoints")) == [20]
-    assert len(list((tmp_path / "cache").glob("*.arrow"))) == 2  # one download for both ranks
+    assert len(list((tmp_path / "cache").rglob("*.arrow"))) == 2  # one download for both ranks
 
     copied = verb(root, "upload", "tiny", f"{remote_dir}/copy")
     assert copied.returncode == 0, copied.stderr

@@ -21,11 +21,11 @@ from tests.runs import (
     wait,
     wait_for_step,
 )
-from toolkit.cli import show
 from toolkit.cluster.local import LocalCluster
 from toolkit.data.manifest import read_manifest
 from toolkit.data.prepare.preparation import Preparation
 from toolkit.data.prepare.tokens import prepare
+from toolkit.monitor.history import read_steps
 from toolkit.rundir import RunDir
 
 LOCAL = "cluster.scheduler=local"
@@ -184,7 +184,9 @@ def test_a_crashed_node_is_survived_by_a_restart_from_the_last_save(tmp_path: Pa
     LocalCluster(tmp_path / ".cluster").kill_node("1", 2)
     run = wait(run_dir)
     assert run["job"]["state"] == "COMPLETED", run
-    assert [attempt["outcome"] for attempt in run["attempts"]] == ["KILLED", "FINISHED"]
+    crashed, finished = run["attempts"]
+    assert crashed["outcome"] in {"KILLED", "FAILED"}  # the other node may just have time to say what it saw
+    assert finished["outcome"] == "FINISHED"
     assert run["attempts"][1]["first_step"] in {10, 20, 30}
     assert len(losses(run_dir)) == 40
 
@@ -202,7 +204,7 @@ def test_a_mixture_is_trained_validated_and_held_to_its_datasets(tmp_path: Path,
     assert done.returncode == 0, done.stderr
     run_dir = RunDir(tmp_path / "runs" / "tiny")
     assert wait(run_dir)["job"]["state"] == "COMPLETED"
-    values = [line for line in show.read_metrics(run_dir) if "validation/loss" in line][-1]
+    values = [line for line in read_steps(run_dir.metrics_path) if "validation/loss" in line][-1]
     shares = {"validation/loss/dataset": 0.75, "validation/loss/other": 0.25}
     assert values["validation/loss"] == pytest.approx(sum(values[name] * share for name, share in shares.items()))
     done = submit_without_data(tmp_path / "runs", f"data.mixture={{{dataset}: 1, {other}: 1}}", *mixed)

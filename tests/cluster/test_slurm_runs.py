@@ -5,12 +5,14 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.dataset import make_dataset
 from tests.runs import CHECKOUT, losses, rank_processes, submit, verb, wait, wait_for_step
+from toolkit.launch.ledger import read_attempts
 from toolkit.rundir import RunDir
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("slurm")]
@@ -72,11 +74,11 @@ def test_slurm_warns_before_the_time_limit_and_the_run_goes_on_after_a_requeue(t
     done = submit(tmp_path, dataset, *SPLIT, *limit, LONG, "checkpoint.save_every=1000")
     assert done.returncode == 0, done.stderr
     run_dir = RunDir(tmp_path / "tiny")
-    wait_for_step(run_dir, 1)
-    before = len(losses(run_dir))
-    wait_for_step(run_dir, before + 20, timeout_s=200)
-    while len(verb(tmp_path, "status", "tiny", "--json").stdout.split('"REQUEUE"')) < 2:
-        wait_for_step(run_dir, len(losses(run_dir)) + 1, timeout_s=200)
+    deadline = time.monotonic() + 200
+    while len(read_attempts(run_dir)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    first, _ = read_attempts(run_dir)
+    wait_for_step(run_dir, (first.last_step or 0) + 3)
     assert verb(tmp_path, "cancel", "tiny").returncode == 0
     run = wait(run_dir, timeout_s=30)
     assert run["job"]["state"] == "CANCELLED", run

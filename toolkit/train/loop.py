@@ -90,6 +90,7 @@ class Training:
             outcome = self._run(sinks)
         if self.around.mirror is not None:
             self.around.mirror.close(self.saved_step or None)
+            self._delete_old()  # one stayed while it was copied
         return outcome
 
     def _run(self, sinks: Sinks) -> Outcome:
@@ -204,13 +205,14 @@ class Training:
         )
         self.saved_step = self.step
         log.info("saved %s in %.1f s", saved, time.monotonic() - started)
-        if self.around.world.rank == 0:
-            self._tidy_up()
+        if self.around.mirror is not None:
+            self.around.mirror.upload(self.step)
+        self._delete_old()
 
-    def _tidy_up(self) -> None:
+    def _delete_old(self) -> None:
+        if self.around.world.rank != 0:
+            return
         mirror, kept = self.around.mirror, self.cfg.checkpoint
-        if mirror is not None:
-            mirror.upload(self.step)
         steps = layout.list_steps(self.around.checkpoints_dir)
         for step in layout.doomed_steps(steps, keep=kept.keep, keep_every=kept.keep_every):
             if mirror is None or step != mirror.step_in_work:
