@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from toolkit.config.schema import ClusterSection
 from toolkit.errors import ClusterError
 
 ARRAY_TASK = "@ARRAY_TASK@"
@@ -76,6 +77,41 @@ class JobSpec:
 
     Task i prints to `log_dir/<job id>_<i>.<restart count>/0.out`.
     """
+
+
+def make_spec(
+    section: ClusterSection,
+    *,
+    name: str,
+    command: tuple[str, ...],
+    work_dir: Path,
+    log_dir: Path,
+    nodes: int,
+    tasks_per_node: int,
+) -> JobSpec:
+    """Ask for a job without GPUs as the site wants it: account, limits, environment; replace the rest."""
+    return JobSpec(
+        name=name,
+        command=command,
+        work_dir=work_dir,
+        log_dir=log_dir,
+        nodes=nodes,
+        tasks_per_node=tasks_per_node,
+        gpus_per_node=0,
+        cpus_per_task=section.cpus_per_task,
+        time_limit_s=section.time_limit,
+        signal_delay_s=section.signal_delay_s,
+        partition=section.partition,
+        account=section.account,
+        qos=section.qos,
+        constraint=section.constraint,
+        exclude=tuple(section.exclude),
+        mem_per_node=section.mem_per_node,
+        setup=tuple(section.setup),
+        env=section.env,
+        sbatch_extra=section.sbatch_extra,
+        srun_extra=tuple(section.srun_extra),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

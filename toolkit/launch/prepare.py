@@ -16,7 +16,7 @@ from typing import Any
 import xxhash
 
 from toolkit import storage
-from toolkit.cluster.base import ARRAY_TASK, Cluster, JobSpec, PartitionLimits, find_partition
+from toolkit.cluster.base import ARRAY_TASK, Cluster, JobSpec, PartitionLimits, find_partition, make_spec
 from toolkit.cluster.choose import open_cluster
 from toolkit.config.load import find_profile, load_config
 from toolkit.config.schema import ClusterSection, DataSection
@@ -83,28 +83,17 @@ def plan_jobs(
     name = Path(out.rstrip("/")).name
     jobs_dir = root.absolute() / ".prepare" / f"{name}-{xxhash.xxh3_64_hexdigest(out.encode())[:8]}"
     part = ("--task", ARRAY_TASK, "--num-tasks", str(num_tasks))
-    share = JobSpec(
+    share = make_spec(
+        section,
         name=f"prepare-{name}",
         command=(sys.executable, "-m", _SCRIPT, "--out", out, *part),
         work_dir=jobs_dir / "code",
         log_dir=jobs_dir / "logs",
         nodes=1,
         tasks_per_node=1,
-        gpus_per_node=0,
-        cpus_per_task=partition.cpus_per_node,
-        time_limit_s=section.time_limit or partition.max_time_s,
-        partition=section.partition,
-        account=section.account,
-        qos=section.qos,
-        constraint=section.constraint,
-        exclude=tuple(section.exclude),
-        mem_per_node=section.mem_per_node,
-        setup=tuple(section.setup),
-        env=section.env,
-        sbatch_extra=section.sbatch_extra,
-        srun_extra=tuple(section.srun_extra),
-        array=tuple(range(num_tasks)),
     )
+    limit_s = section.time_limit or partition.max_time_s
+    share = replace(share, cpus_per_task=partition.cpus_per_node, time_limit_s=limit_s, array=tuple(range(num_tasks)))
     command = (sys.executable, "-m", _SCRIPT, "--out", out)
     merge = replace(share, name=f"finish-{name}", command=command, cpus_per_task=1, array=(), dependency="afterok:JOB")
     return PreparationJobs(asked=asked, out=out, jobs_dir=jobs_dir, num_tasks=num_tasks, share=share, merge=merge)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from toolkit import storage
-from toolkit.cluster.base import Cluster, JobSpec, JobStatus, PartitionLimits, find_partition
+from toolkit.cluster.base import Cluster, JobSpec, JobStatus, PartitionLimits, find_partition, make_spec
 from toolkit.cluster.choose import open_cluster
 from toolkit.config.check import check_config
 from toolkit.config.load import COMMAND_LINE, Loaded, dump_config
@@ -218,27 +218,17 @@ def _make_absolute(cfg: RunConfig) -> RunConfig:
 def _make_spec(cfg: RunConfig, run_dir: RunDir, partition: PartitionLimits) -> JobSpec:
     section = cfg.cluster
     assert section.gpus_per_node is not None, "cluster.gpus_per_node is not resolved"
-    return JobSpec(
+    spec = make_spec(
+        section,
         name=cfg.run.name,
         command=(sys.executable, "-m", "toolkit.launch.job", str(run_dir.root)),
         work_dir=run_dir.code_dir,
         log_dir=run_dir.logs_dir,
         nodes=section.nodes,
         tasks_per_node=section.gpus_per_node,
-        gpus_per_node=section.gpus_per_node if partition.gpus_per_node else 0,
-        # a name that only the planner knows (h100 for nvidia_h100_80gb) would be refused
-        gpu_type=section.gpu_type if section.gpu_type == partition.gpu_type else None,
-        cpus_per_task=section.cpus_per_task,
-        time_limit_s=section.time_limit,
-        signal_delay_s=section.signal_delay_s,
-        partition=section.partition,
-        account=section.account,
-        qos=section.qos,
-        constraint=section.constraint,
-        exclude=tuple(section.exclude),
-        mem_per_node=section.mem_per_node,
-        setup=tuple(section.setup),
-        env=section.env,
-        sbatch_extra=section.sbatch_extra,
-        srun_extra=tuple(section.srun_extra),
     )
+    if not partition.gpus_per_node:
+        return spec
+    # a name that only the planner knows (h100 for nvidia_h100_80gb) would be refused
+    gpu_type = section.gpu_type if section.gpu_type == partition.gpu_type else None
+    return replace(spec, gpus_per_node=section.gpus_per_node, gpu_type=gpu_type)
