@@ -18,7 +18,7 @@ test: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	$(PYTHON) -m pytest -n 2 --dist loadfile tests
+	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=12 tests
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
