@@ -1,6 +1,7 @@
 """What a scheduler is to this toolkit: a job request, a job's state, and its verbs."""
 
 import enum
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,6 +78,11 @@ class JobSpec:
 
     Task i prints to `log_dir/<job id>_<i>.<restart count>/0.out`.
     """
+
+    @property
+    def command_line(self) -> str:
+        """Write the command for bash, quoted; an array's index is looked up when the task starts."""
+        return shlex.join(self.command).replace(ARRAY_TASK, '"$SLURM_ARRAY_TASK_ID"')
 
 
 def make_spec(

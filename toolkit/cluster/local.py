@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 
 from toolkit import storage
-from toolkit.cluster.base import ARRAY_TASK, JobSpec, JobState, JobStatus, PartitionLimits
+from toolkit.cluster.base import JobSpec, JobState, JobStatus, PartitionLimits
 from toolkit.errors import ClusterError
 
 PARTITION = "local"
@@ -40,9 +40,8 @@ class LocalCluster:
     def render(self, spec: JobSpec) -> str:
         """Write the script that starts one task; the controller sets the variables of Slurm before it."""
         exports = [f"export {name}={shlex.quote(value)}" for name, value in spec.env.items()]
-        command = shlex.join(spec.command).replace(ARRAY_TASK, '"$SLURM_ARRAY_TASK_ID"')
         lines = ["#!/bin/bash", "set -euo pipefail", f"cd {shlex.quote(str(spec.work_dir))}"]
-        return "\n".join([*lines, *exports, *spec.setup, f"exec {command}", ""])
+        return "\n".join([*lines, *exports, *spec.setup, f"exec {spec.command_line}", ""])
 
     def check(self, spec: JobSpec) -> str:
         """Take anything of bearable size; it starts at once."""

@@ -19,7 +19,7 @@ from datetime import datetime
 from pathlib import Path
 
 from toolkit import storage
-from toolkit.cluster.base import ARRAY_TASK, JobSpec, JobState, JobStatus, PartitionLimits
+from toolkit.cluster.base import JobSpec, JobState, JobStatus, PartitionLimits
 from toolkit.errors import ClusterError
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class SlurmCluster:
         from submitit.slurm.slurm import _make_sbatch_string  # noqa: PLC0415
 
         text: str = _make_sbatch_string(
-            command=shlex.join(spec.command).replace(ARRAY_TASK, '"$SLURM_ARRAY_TASK_ID"'),
+            command=spec.command_line,
             folder=spec.log_dir,
             job_name=spec.name,
             partition=spec.partition,

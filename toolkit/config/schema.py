@@ -8,6 +8,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from toolkit import storage
+
 
 @dataclass(frozen=True, slots=True)
 class Range:
@@ -182,6 +184,11 @@ class CheckpointSection:
     dir: str | None = None
     """Directory of checkpoints. None: checkpoints/ in the run directory. A URL (hdfs://...): there too, copied from the
     run directory in the background, and restored from there when they are gone here."""
+
+    @property
+    def mirror_url(self) -> str | None:
+        """Where checkpoints are copied to; None: `dir` is no URL."""
+        return None if self.dir is None or storage.is_local(self.dir) else self.dir
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,7 +7,6 @@ import traceback
 from dataclasses import replace
 from pathlib import Path
 
-from toolkit import storage
 from toolkit.checkpoint.upload import Mirror
 from toolkit.cluster.choose import open_cluster
 from toolkit.config.load import load_config
@@ -116,9 +115,9 @@ def to_plain(cfg: RunConfig) -> dict[str, object]:
 
 
 def _open_mirror(section: CheckpointSection, run_dir: RunDir) -> Mirror | None:
-    if section.dir is None or storage.is_local(section.dir):
+    if section.mirror_url is None:
         return None
-    return Mirror(section.dir, run_dir.checkpoints_dir, keep=section.keep, keep_every=section.keep_every)
+    return Mirror(section.mirror_url, run_dir.checkpoints_dir, keep=section.keep, keep_every=section.keep_every)
 
 
 def _fail(run_dir: RunDir, place: Place, error: Exception) -> int:

@@ -91,8 +91,8 @@ def _check_member(cfg: RunConfig, member: Member) -> list[Problem]:
 def check_places(cfg: RunConfig) -> list[Problem]:
     """Try to write where the run will, leaving nothing, and compare free space with one checkpoint."""
     root = Path(cfg.run.root) / cfg.run.name
-    is_mirrored = cfg.checkpoint.dir is not None and not storage.is_local(cfg.checkpoint.dir)
-    target = Path(cfg.checkpoint.dir) if cfg.checkpoint.dir and not is_mirrored else root
+    asked = cfg.checkpoint
+    target = Path(asked.dir) if asked.dir and asked.mirror_url is None else root
     problems = []
     for key, place in {"run.root": root, "checkpoint.dir": target}.items():
         existing = storage.nearest_existing(place)
@@ -104,8 +104,8 @@ def check_places(cfg: RunConfig) -> list[Problem]:
             problems.append(Problem(what, f"{place} is to be there", f"set {key}, or ask for the right to write"))
     if problems:
         return problems[:1] if target == root else problems
-    if is_mirrored:
-        problems += _check_reachable(str(cfg.checkpoint.dir))
+    if asked.mirror_url is not None:
+        problems += _check_reachable(asked.mirror_url)
     need, free = layout.bytes_needed(num_parameters(cfg.model)), storage.free_bytes(target)
     if need > free:
         what = f"{target} has {free / 2**30:.1f} GiB free"
