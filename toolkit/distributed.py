@@ -73,6 +73,48 @@ def read_place(environ: Mapping[str, str]) -> Place:
     )
 
 
+class Channel:
+    """Notes between ranks outside of collectives, on a connection of its own: for threads beside the main one."""
+
+    def __init__(self, place: Place, *, name: str, timeout_s: float) -> None:
+        self._name = name
+        self._store = TCPStore(
+            place.master_addr,
+            place.master_port,
+            is_master=False,
+            wait_for_workers=False,
+            timeout=timedelta(seconds=timeout_s),
+        )
+
+    def post(self, key: str, note: str) -> None:
+        """Leave a note that every rank can read; a former one under the same key is replaced.
+
+        Raises:
+            TryAgainError: rank 0, which keeps the notes, is gone or does not answer.
+        """
+        with self._naming():
+            self._store.set(f"{self._name}/{key}", note)
+
+    def read(self, key: str) -> str | None:
+        """Read a note; None: it has not been left yet.
+
+        Raises:
+            TryAgainError: rank 0 is gone or does not answer.
+        """
+        with self._naming():
+            if not self._store.check([f"{self._name}/{key}"]):
+                return None
+            note: bytes = self._store.get(f"{self._name}/{key}")
+        return note.decode()
+
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            raise TryAgainError(f"rank 0 does not answer\n  {_first_line(error)}\n  see its log") from error
+
+
 class World:
     """The processes of a job, connected; close it, or the others wait for a timeout."""
 
@@ -110,6 +152,10 @@ class World:
     def barrier(self) -> None:
         """Wait until every rank has arrived."""
         self.agree([0])
+
+    def open_channel(self, name: str, *, timeout_s: float) -> Channel:
+        """Open a way for notes under a name; each rank that takes part opens one for itself."""
+        return Channel(self.place, name=name, timeout_s=timeout_s)
 
     def name_of(self, rank: int) -> str:
         """Say a rank with its node: `rank 3 on node2`."""
