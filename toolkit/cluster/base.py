@@ -16,6 +16,9 @@ ARRAY_TASK = "@ARRAY_TASK@"
 NEVER_STARTS = "DependencyNeverSatisfied"
 """Slurm's reason for a job that depends on one that failed."""
 
+TIME_IS_UP = "TimeLimit"
+"""Slurm's reason for a job whose time limit has ended it."""
+
 
 class JobState(str, enum.Enum):
     """Slurm's words for the state of a job."""
@@ -78,11 +81,24 @@ class JobSpec:
 
     Task i prints to `log_dir/<job id>_<i>.<restart count>/0.out`.
     """
+    epilogue: tuple[str, ...] = ()
+    """What runs once on the first node when the tasks have ended, whatever came of them; empty: nothing.
+
+    Its last argument is the tasks' exit code (128 + n after signal n), its own exit code becomes the job's. It prints
+    to `log_dir/<attempt>/epilogue.out`. It does not run when the job's node dies or the job is preempted, and when the
+    job is cancelled or has reached its limit it has only what is left of Slurm's KillWait (30 s by default).
+    """
 
     @property
     def command_line(self) -> str:
         """Write the command for bash, quoted; an array's index is looked up when the task starts."""
         return shlex.join(self.command).replace(ARRAY_TASK, '"$SLURM_ARRAY_TASK_ID"')
+
+    @property
+    def epilogue_line(self) -> str:
+        """Write the epilogue for bash, quoted, without its last argument."""
+        assert not (self.epilogue and self.array), "the tasks of an array end one by one: there is no end of all"
+        return shlex.join(self.epilogue)
 
 
 def make_spec(
@@ -136,6 +152,30 @@ class JobStatus:
     """When it ended, or when its time limit will end it."""
     exit_note: str = ""
     """Which task ended first and how (`rank 3 on node2: killed by SIGKILL`); empty where unknown."""
+    can_requeue: bool = True
+    """Whether the scheduler would put it back into the queue when it is asked to."""
+    exclude: tuple[str, ...] = ()
+    """Nodes it may not use; they stay excluded over a requeue."""
+    time_limit_s: float | None = None
+    """None: no limit, or unknown."""
+
+    @property
+    def is_out_of_time(self) -> bool:
+        """Whether the time limit ended it; true already while it is COMPLETING."""
+        return self.state is JobState.TIMEOUT or (self.state is JobState.COMPLETING and self.reason == TIME_IS_UP)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Node:
+    """A node of a partition, as the scheduler sees it."""
+
+    name: str
+    state: str
+    """The scheduler's word: idle, allocated, drained, ..."""
+    reason: str
+    """Why it is out of use; empty where nobody said."""
+    is_usable: bool
+    """Whether jobs may be placed on it, now or after others."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -175,17 +215,37 @@ class Cluster(Protocol):
     def state(self, job_id: str) -> JobStatus:
         """Ask for the state of a job; UNKNOWN when the scheduler has forgotten it."""
 
+    def follow_up(self, job_id: str, *, script_path: Path, exclude: Sequence[str]) -> str:
+        """Hand the script of a job in again: a new job that starts when that one has ended, however it ended.
+
+        May be called inside the job, and again after a failure: a job that has a follower gets no second one.
+
+        Args:
+            job_id: the job that ends.
+            script_path: the script that `submit` wrote.
+            exclude: nodes that the new job may not use, besides those that its script excludes.
+
+        Returns:
+            The id of the new job.
+        """
+
+    def signal(self, job_id: str, name: str) -> None:
+        """Send a signal (`TERM`, `USR2`) to every task of a running job, and not to its epilogue."""
+
     def cancel(self, job_id: str) -> None:
         """End a job now: SIGTERM, then SIGKILL."""
 
     def requeue(self, job_id: str) -> None:
-        """Put a running job back into the queue under the same id; what runs is ended at once."""
+        """Put a running job back into the queue under the same id; what runs is ended, the caller inside it too."""
 
     def deadline(self, job_id: str) -> float | None:
         """When the time limit ends the running job, in Unix seconds; None: no limit, or not running."""
 
     def limits(self) -> list[PartitionLimits]:
         """List the partitions a user may ask for, the default one first."""
+
+    def nodes(self, partition: str | None) -> list[Node]:
+        """List the nodes of a partition; None: of the default one."""
 
 
 def find_partition(limits: Sequence[PartitionLimits], name: str | None) -> PartitionLimits:

@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from toolkit.cluster.answers import expand_nodes, parse_job, parse_partitions, parse_time
 from toolkit.cluster.base import JobSpec, JobState
-from toolkit.cluster.slurm import SlurmCluster, expand_nodes, parse_job, parse_partitions, parse_time
+from toolkit.cluster.slurm import SlurmCluster
 
 
 def test_the_job_script_is_the_one_that_was_read(golden: Callable[[str, str], None]) -> None:
@@ -25,6 +26,7 @@ def test_the_job_script_is_the_one_that_was_read(golden: Callable[[str, str], No
         setup=("module load cuda",),
         env={"NCCL_DEBUG": "WARN"},
         sbatch_extra={"exclusive": True},
+        epilogue=("python3", "-m", "toolkit.launch.after", "/runs/my pilot"),
     )
     golden("job.sbatch", SlurmCluster().render(spec))
 
