@@ -1,12 +1,16 @@
-"""Small real runs on emulated nodes for the benchmarks: start them, look at them, find their processes."""
+"""Small real runs on emulated nodes for the benchmarks: start them, look at them, leave nothing of them behind.
+
+As a script it waits until its standard input is closed, then ends what lives below the directory it is given.
+"""
 
 import contextlib
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +22,14 @@ from toolkit.cluster.local import LocalCluster
 from toolkit.data.prepare.preparation import Preparation
 from toolkit.data.prepare.tokenizer import train_tokenizer
 from toolkit.data.prepare.tokens import prepare
+from toolkit.launch.ledger import Attempt, read_attempts
 from toolkit.launch.submit import state_dir
 from toolkit.monitor.history import newest_steps, read_steps
 from toolkit.rundir import RunDir
 
 CHECKOUT = Path(__file__).parents[1]
 _TEXT = "the cat sat on a mat and then one dog ran to some old red barn near our small house of two doors"
-_LIVE = ("RUNNING", "PENDING", "REQUEUED", "COMPLETING")
+_LOOK_S = 0.04
 
 
 def make_dataset(directory: Path) -> Path:
@@ -60,15 +65,14 @@ class Run:
         return LocalCluster(state_dir(self.root))
 
     def submit(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
-        """Submit it, or go on with it."""
+        """Submit it."""
         given = [str(self.checkout / "configs" / "runs" / "tiny-cpu.yaml"), "--name", self.name]
         fixed = ["cluster.scheduler=local", f"run.root={self.root}", f"data.path={self.dataset}"]
         return self._call("submit.py", *given, *fixed, "model.vocab_size=320", *arguments)
 
-    def verb(self, *words: str) -> "subprocess.CompletedProcess[str]":
+    def verb(self, verb: str, *words: str) -> "subprocess.CompletedProcess[str]":
         """Run a verb of the command line on it: `stop`, `resume`, ..."""
-        verb, *rest = words
-        return self._call("-m", "toolkit", verb, self.name, "--root", str(self.root), *rest)
+        return self._call("-m", "toolkit", verb, self.name, "--root", str(self.root), *words)
 
     def _call(self, *words: str) -> "subprocess.CompletedProcess[str]":
         environ = {**os.environ, "PYTHONPATH": str(self.checkout), "HOME": str(self.root)}
@@ -77,21 +81,24 @@ class Run:
             cwd=self.checkout, env=environ, capture_output=True, text=True, check=False, timeout=300,
         )  # fmt: skip
 
-    def job_id(self) -> str | None:
-        """Give the newest job; None: there is none."""
+    def job_id(self) -> str:
+        """Give its newest job; empty: there is none."""
         with contextlib.suppress(FileNotFoundError):
             return str(json.loads(self.run_dir.job_path.read_text(encoding="utf-8"))["job_id"])
-        return None
+        return ""
 
-    def status(self) -> JobStatus | None:
+    def status(self) -> JobStatus:
         """Ask for its newest job."""
-        job_id = self.job_id()
-        return None if job_id is None else self.cluster.state(job_id)
+        return self.cluster.state(self.job_id())
 
-    def is_live(self) -> bool:
-        """Whether a job of it waits or runs."""
+    def attempt(self) -> str:
+        """Name the attempt that runs, or will run next."""
         status = self.status()
-        return status is not None and status.state.value in _LIVE
+        return f"{status.job_id}.{status.restarts}"
+
+    def attempts(self) -> list[Attempt]:
+        """Read attempts.jsonl."""
+        return read_attempts(self.run_dir)
 
     def step(self) -> int:
         """Give the newest step that was done."""
@@ -105,49 +112,105 @@ class Run:
     def ranks(self) -> list[psutil.Process]:
         """Find the living ranks, in rank order."""
         wanted = ["-m", "toolkit.launch.job", str(self.run_dir.root)]
-        found = [(place, process) for place, process, words in processes() if words[1:] == wanted]
-        return [process for _, process in sorted(found, key=lambda pair: pair[0])]
+        found = [process for process, words in _processes(self.root) if words[1:4] == wanted]
+        return [process for _, process in sorted((_rank_of(process), process) for process in found)]
 
-    def controllers(self) -> list[psutil.Process]:
-        """Find the controllers of all jobs below the root."""
-        jobs = str(self.cluster.state_dir / "jobs") + "/"
-        return [
-            process
-            for _, process, words in processes()
-            if words[1:3] == ["-m", "toolkit.cluster.controller"] and words[-1].startswith(jobs)
-        ]
+    def controller(self) -> psutil.Process | None:
+        """Find the controller of its newest job."""
+        job_dir = str(self.cluster.state_dir / "jobs" / self.job_id())
+        wanted = ["-m", "toolkit.cluster.controller", job_dir]
+        return next((process for process, words in _processes(self.root) if words[1:4] == wanted), None)
 
-    def await_step(self, step: int, *, timeout_s: float) -> bool:
-        """Wait until a step is done; False: it has not been, in time or before the job ended."""
+    def await_end(self, *, timeout_s: float) -> JobStatus:
+        """Wait until no job of it is live; the time may run out."""
         deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline and self.step() < step:
-            if not self.is_live() and self.step() < step:
-                return False
-            time.sleep(0.05)
-        return self.step() >= step
-
-    def await_end(self, *, timeout_s: float) -> JobStatus | None:
-        """Wait until no job of it is live."""
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline and self.is_live():
+        while (status := self.status()).state.is_live and time.monotonic() < deadline:
             time.sleep(0.1)
-        return self.status()
+        return status
 
 
-def processes() -> Iterator[tuple[int, psutil.Process, list[str]]]:
-    """List living processes with their rank (-1: none) and command line."""
+def _rank_of(process: psutil.Process) -> int:
+    with contextlib.suppress(psutil.Error, KeyError):
+        return int(process.environ()["SLURM_PROCID"])
+    return -1  # it ends just now
+
+
+def _processes(root: Path) -> Iterator[tuple[psutil.Process, list[str]]]:
+    """List the living processes of the toolkit that name something below a directory, with their command lines."""
+    below = f"{root}/"
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, ValueError):
+        with contextlib.suppress(psutil.Error):
             words = process.cmdline()
-            if len(words) > 2 and words[1] == "-m" and process.status() != psutil.STATUS_ZOMBIE:
-                rank = process.environ().get("SLURM_PROCID", "-1") if "toolkit.launch.job" in words else "-1"
-                yield int(rank), process, words
+            names_it = any(word.startswith(below) for word in words[1:])
+            is_ours = words[1:] and (words[1].startswith(below) or words[1:3][-1].startswith("toolkit."))
+            if names_it and is_ours and process.status() != psutil.STATUS_ZOMBIE:
+                yield process, words
 
 
-def end_all(runs: Sequence[Run]) -> None:
-    """Kill whatever of the runs is alive: controllers take their ranks with them."""
-    for run in runs:
-        for process in [*run.controllers(), *run.ranks()]:
+def list_left(root: Path) -> list[str]:
+    """List what still lives of the runs below a directory."""
+    return [" ".join(words) for _, words in _processes(root)]
+
+
+def sweep(root: Path) -> None:
+    """End whatever lives of the runs below a directory, and unmount what is mounted there."""
+    for _ in range(5):
+        found = [process for process, _ in _processes(root)]
+        for process in found:
             with contextlib.suppress(psutil.Error):
-                process.kill()
-        psutil.wait_procs([*run.controllers(), *run.ranks()], timeout=10)
+                process.kill()  # a controller takes its tasks with it
+        psutil.wait_procs(found, timeout=10)
+        if not found:
+            break
+    for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines():
+        mounted = line.split()[1]
+        if mounted.startswith(f"{root}/"):
+            subprocess.run(["umount", "--lazy", mounted], check=False)
+
+
+@contextlib.contextmanager
+def guarded(root: Path) -> Iterator[None]:
+    """Leave nothing behind below a directory, also where this process is killed: another one sweeps then."""
+    guard = subprocess.Popen([sys.executable, __file__, str(root)], stdin=subprocess.PIPE, start_new_session=True)
+    assert guard.stdin is not None, "a pipe was asked for"
+    try:
+        yield
+    finally:
+        guard.stdin.close()
+        guard.wait(timeout=120)
+
+
+class Observer:
+    """Notes when each attempt made its first step and which it reached: metrics.jsonl forgets what is redone."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self.firsts: dict[str, tuple[float, int]] = {}
+        """Of each attempt: Unix time and number of its first step."""
+        self.reached: dict[str, int] = {}
+        self._is_closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="observer", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._is_closed.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._is_closed.wait(_LOOK_S):
+            newest = next(newest_steps(self._run.run_dir.metrics_path), None)
+            if newest is None:
+                continue
+            attempt = newest["attempt"]
+            if attempt not in self.firsts:
+                for line in newest_steps(self._run.run_dir.metrics_path):
+                    if line["attempt"] != attempt:
+                        break
+                    self.firsts[attempt] = (line["time"], line["step"])
+            self.reached[attempt] = max(newest["step"], self.reached.get(attempt, 0))
+
+
+if __name__ == "__main__":
+    sys.stdin.read()
+    sweep(Path(sys.argv[1]))

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import psutil
-from emulated import CHECKOUT, Run, end_all, make_dataset
+from emulated import CHECKOUT, Run, guarded, make_dataset
 
 _TIMEOUT_S = 300.0
 _POLL_S = 0.03
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, nargs="+", default=[2, 4], help="emulated nodes (default: 2 4)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON on the last line")
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory() as directory, guarded(Path(directory)):
         root = Path(directory)
         sides = {"this checkout": CHECKOUT, asked.against: unpack(asked.against, root / "before")}
         figures = {}
@@ -78,15 +78,11 @@ def time_start(run: Run, *, nodes: int) -> tuple[float, float]:
     done = run.submit("--nodes", str(nodes), "run.tokens=3072", "checkpoint.save_every=1000", "monitor.eval_every=null")
     if done.returncode != 0:
         sys.exit(f"{run.checkout}: {done.stderr}")
-    try:
-        cpu_s = _watch_until_first_step(run, nodes)
-        status = run.status()
-        assert status is not None, "a submitted run has no job"
-        assert status.start_time is not None, f"job {status.job_id} has not started"
-        return float(run.steps()[0]["time"]) - status.start_time, cpu_s
-    finally:
-        run.await_end(timeout_s=_TIMEOUT_S)
-        end_all([run])
+    cpu_s = _watch_until_first_step(run, nodes)
+    status = run.status()
+    assert status.start_time is not None, f"job {status.job_id} has not started"
+    run.await_end(timeout_s=_TIMEOUT_S)
+    return float(run.steps()[0]["time"]) - status.start_time, cpu_s
 
 
 def _watch_until_first_step(run: Run, nodes: int) -> float:
@@ -94,7 +90,7 @@ def _watch_until_first_step(run: Run, nodes: int) -> float:
     ranks: list[psutil.Process] = []
     spent = [0.0] * nodes
     while not run.step():
-        if time.monotonic() > deadline or not (run.is_live() or run.step()):
+        if time.monotonic() > deadline or not (run.status().state.is_live or run.step()):
             sys.exit(f"no first step: {run.run_dir.root}; {run.status()}")
         if len(ranks) < nodes:
             ranks = run.ranks()
