@@ -26,7 +26,7 @@ from toolkit.checkpoint import layout
 from toolkit.checkpoint.reader import TensorReader
 from toolkit.launch.ledger import Attempt
 
-_DISK_BYTES = 24 << 20
+DISK_BYTES = 24 << 20
 _RECOVERY_S = 240.0
 _STANDS_S = 8.0  # a run without a job for so long does not go on by itself
 _TIMING_STEPS = 150
@@ -74,21 +74,31 @@ class Chaos:
     def disturb(self) -> None:
         """Strike whenever the run is ahead of the clock, until the time is over."""
         while self._await_turn():
-            kind = self._choose_kind()
-            known = set(self.observer.firsts)
-            record = Record(kind=kind, words="", time=time.time(), step=self.run.step(), hit=())
-            self.scene.hit.clear()
-            try:
-                record.words = FAULTS[kind](self.scene)
-            except MissedError:
-                self._await_recovery(record, known=known | set(self.scene.hit), is_hit=False)
-                continue
-            except RuntimeError as error:  # a command that should have been taken was refused
-                record.problem = str(error)
-            record.hit = tuple(dict.fromkeys(self.scene.hit))
-            self.records.append(record)
-            self._await_recovery(record, known=known | set(record.hit), is_hit=True)
-            print(_line(record, len(self.records)), flush=True)
+            record = self.strike(self._choose_kind())
+            if record is not None:
+                self.tell(record)
+
+    def strike(self, kind: str) -> Record | None:
+        """Do a fault and wait until the run trains again; None: there was nothing to hit."""
+        known = set(self.observer.firsts)
+        record = Record(kind=kind, words="", time=time.time(), step=self.run.step(), hit=())
+        self.scene.hit.clear()
+        is_hit = True
+        try:
+            record.words = FAULTS[kind](self.scene)
+        except MissedError:
+            is_hit = False
+        except RuntimeError as error:  # a command that should have been taken was refused
+            record.problem = str(error)
+        record.hit = tuple(dict.fromkeys(self.scene.hit))
+        self._await_recovery(record, known=known | set(record.hit), is_hit=is_hit)
+        return record if is_hit else None
+
+    def tell(self, record: Record) -> None:
+        """Keep a record, and show it."""
+        self.records.append(record)
+        end = f"  NOT SURVIVED: {record.problem}" if record.problem else ""
+        print(f"{len(self.records):3d}  step {record.step:6d}  {record.kind:<18}  {record.words}{end}", flush=True)
 
     def finish(self) -> None:
         """Let the run come to its end."""
@@ -154,10 +164,8 @@ class Chaos:
         said = f"{attempts[-1].outcome}, {attempts[-1].reason}; next: {attempts[-1].next}" if attempts else "no attempt"
         words = f"stood still ({said}) and was resumed"
         now = time.time()
-        self.records.append(
-            Record(kind="by hand", words=words, time=now, step=self.run.step(), hit=(), problem=f"{when}: {words}")
-        )
-        print(_line(self.records[-1], len(self.records)), flush=True)
+        problem = f"{when}: {words}"
+        self.tell(Record(kind="by hand", words=words, time=now, step=self.run.step(), hit=(), problem=problem))
         done = self.run.verb("resume")
         if done.returncode != 0 and not is_finished(self.run):
             raise RuntimeError(f"resume was refused: {done.stderr}")
@@ -245,11 +253,6 @@ def compare_checkpoints(wanted_dir: Path, found_dir: Path, *, step: int) -> list
     return problems
 
 
-def _line(record: Record, number: int) -> str:
-    end = f"  NOT SURVIVED: {record.problem}" if record.problem else ""
-    return f"{number:3d}  step {record.step:6d}  {record.kind:<18}  {record.words}{end}"
-
-
 def print_table(table: Mapping[str, Mapping[str, float | None]]) -> None:
     """Print a row for each kind of fault."""
     parts = ("detection", "requeue", "start-up", "load", "total")
@@ -301,7 +304,7 @@ def play(root: Path, asked: argparse.Namespace) -> dict[str, Any]:
     reference = run_reference(root, dataset, settings)
     run = Run(root=root, name="chaos", dataset=dataset)
     disk_dir = root / "disk"
-    with small_disk(disk_dir, num_bytes=_DISK_BYTES) as disk_bytes, contextlib.closing(Observer(run)) as observer:
+    with small_disk(disk_dir, num_bytes=DISK_BYTES) as disk_bytes, contextlib.closing(Observer(run)) as observer:
         checkpoints_dir = disk_dir if disk_bytes else run.run_dir.checkpoints_dir
         place = [f"checkpoint.dir={disk_dir}"] if disk_bytes else []
         scene = Scene(
