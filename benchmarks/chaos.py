@@ -319,7 +319,7 @@ def play(root: Path, asked: argparse.Namespace) -> dict[str, Any]:
         measure(chaos.records, run.attempts(), observer)
         problems = compare(reference, run, checkpoints_dir=checkpoints_dir, num_steps=num_steps)
     problems += [f"fault {number}: {one.problem}" for number, one in enumerate(chaos.records, 1) if one.problem]
-    problems += [f"left behind: {words}" for words in list_left(root)]
+    problems += [f"left behind: {words}" for words in _await_empty(root)]
     return {
         "seed": asked.seed,
         "seconds": took_s,
@@ -332,6 +332,14 @@ def play(root: Path, asked: argparse.Namespace) -> dict[str, Any]:
         "records": [asdict(record) for record in chaos.records],
         "problems": problems,
     }
+
+
+def _await_empty(root: Path) -> list[str]:
+    """List what lives on after the end; a controller takes a moment to leave."""
+    deadline = time.monotonic() + 10
+    while (left := list_left(root)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return left
 
 
 def main() -> int:
