@@ -6,6 +6,7 @@
 run_tasks() {
   local told="" tasks kill_wait
   trap 'told=1' TERM # a handler, not "ignore": what is ignored here would be ignored by the tasks
+  echo "attempt $TOOLKIT_ATTEMPT" # all attempts of a job write to this log
   "$@" 2> >(end_survivors) &
   tasks=$!
   code=0

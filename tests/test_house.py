@@ -28,6 +28,7 @@ DOORS = {
 LOGIN_MODULES = [
     "toolkit.cli.main",
     "toolkit.launch.submit",
+    "toolkit.launch.after",
     "toolkit.plan.search",
     "toolkit.cluster.slurm",
     "toolkit.cluster.local",

@@ -25,7 +25,7 @@ from toolkit.errors import ClusterError
 
 log = logging.getLogger(__name__)
 
-_PATIENCE_S = 10.0
+PATIENCE_S = 10.0
 _TIMEOUT_S = 60
 _LONGEST_PAUSE_S = 20.0
 _RANK_LOG = "@RANK_LOG@"
@@ -41,7 +41,7 @@ class SlurmCluster:
 
     name = "slurm"
 
-    def __init__(self, *, patience_s: float = _PATIENCE_S) -> None:
+    def __init__(self, *, patience_s: float = PATIENCE_S) -> None:
         self.patience_s = patience_s
 
     def render(self, spec: JobSpec) -> str:
