@@ -20,14 +20,15 @@ run_tasks() {
   kill -0 "$tasks" 2>/dev/null || { code=0; wait "$tasks" || code=$?; }
 }
 
-# Passes on what srun says, which names the first task that failed: `srun: error: node3: task 1: Killed`.
+# Passes on what srun says: `srun: error: node3: task 1: Killed`, `srun: launch/slurm: ...: Terminating StepId=7.0`.
+# The step is named: SIGKILL to a job would cancel it.
 end_survivors() {
   local line seen=""
   while IFS= read -r line; do
     printf '%s\n' "$line" >&2
-    if [ -z "$seen" ] && [[ "$line" =~ ^srun:\ error:\ .*:\ tasks?\ [0-9,-]+:\  ]]; then
+    if [ -z "$seen" ] && [[ "$line" =~ ^srun:.*\ Terminating\ .*(StepId=|step\ )([0-9]+\.[0-9]+) ]]; then
       seen=1
-      { sleep 6; scancel --signal=KILL "$SLURM_JOB_ID" 2>/dev/null || true; } &
+      { sleep 6; scancel --signal=KILL "${BASH_REMATCH[2]}" 2>/dev/null || true; } &
     fi
   done
 }

@@ -6,16 +6,17 @@ from pathlib import Path
 
 from toolkit.cluster.base import Cluster
 from toolkit.cluster.local import LocalCluster
-from toolkit.cluster.slurm import SlurmCluster
+from toolkit.cluster.slurm import PATIENCE_S, SlurmCluster
 from toolkit.errors import ClusterError
 
 
-def open_cluster(scheduler: str, *, state_dir: Path) -> Cluster:
+def open_cluster(scheduler: str, *, state_dir: Path, patience_s: float = PATIENCE_S) -> Cluster:
     """Open the scheduler that is asked for; `auto` takes Slurm where this machine belongs to one.
 
     Args:
         scheduler: auto, slurm or local.
         state_dir: where emulated nodes keep their jobs.
+        patience_s: how long a controller that does not answer is asked again, in seconds.
 
     Raises:
         ClusterError: Slurm is asked for and is not here. One that does not answer says so at its first verb.
@@ -27,7 +28,7 @@ def open_cluster(scheduler: str, *, state_dir: Path) -> Cluster:
             "  or set cluster.scheduler=local to emulate nodes on this machine"
         )
     if scheduler == "slurm" or (scheduler == "auto" and has_slurm and _is_configured()):
-        return SlurmCluster()
+        return SlurmCluster(patience_s=patience_s)
     return LocalCluster(state_dir)
 
 
