@@ -243,7 +243,7 @@ def test_a_silent_controller_is_given_up_after_the_patience(bench: Bench, minisl
     minislurm("kill-ctld")
     try:
         with pytest.raises(ClusterError, match="Unable to contact"):
-            SlurmCluster(patience_s=0).requeue("1")
+            SlurmCluster(patience_s=0).nodes(None)
     finally:
         minislurm("start-ctld")
 

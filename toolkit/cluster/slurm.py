@@ -28,7 +28,13 @@ PATIENCE_S = 10.0
 _TIMEOUT_S = 60
 _LONGEST_PAUSE_S = 20.0
 _RANK_LOG = "@RANK_LOG@"
-_PASSING = ("Unable to contact", "Socket timed out", "Connection refused", "Resource temporarily unavailable")
+_PASSING = (
+    "Unable to contact",
+    "Socket timed out",
+    "Connection refused",
+    "Resource temporarily unavailable",
+    "Unexpected message received",  # scontrol requeue, when nobody listens
+)
 
 
 class SlurmCluster:
@@ -68,7 +74,13 @@ class SlurmCluster:
             stderr_to_stdout=True,
             setup=_setup(spec),
             additional_parameters=_parameters(spec),
-            srun_args=["--kill-on-bad-exit=1", "--wait=60", "--output", _RANK_LOG, *spec.srun_extra],
+            srun_args=[
+                f"--kill-on-bad-exit={0 if spec.epilogue else 1}",
+                "--wait=60",
+                "--output",
+                _RANK_LOG,
+                *spec.srun_extra,
+            ],
         )
         # srun's file names know the job's id but not how often it was requeued; submitit quotes variables.
         logs = _attempt_logs(spec)
