@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -22,7 +21,7 @@ from typing import Any
 import psutil
 
 from toolkit import storage
-from toolkit.cluster.base import JobSpec, JobState, JobStatus, Node, PartitionLimits
+from toolkit.cluster.base import JobSpec, JobState, JobStatus, Node, PartitionLimits, check_signal
 from toolkit.errors import ClusterError
 
 PARTITION = "local"
@@ -125,7 +124,7 @@ class LocalCluster:
 
     def signal(self, job_id: str, name: str) -> None:
         """Ask the controller to signal the tasks."""
-        assert f"SIG{name}" in signal.Signals.__members__, f"there is no signal {name}"
+        check_signal(name)
         self._request(job_id, f"signal:{name}")
 
     def cancel(self, job_id: str) -> None:
