@@ -18,10 +18,9 @@ from toolkit.health.verdicts import Reading
 
 Probe = Callable[[], list[Reading]]
 
-_SAMPLING_S = 0.1  # of each rate: samples of 1 to 5 ms, the best one counts, so that a neighbour disturbs little
-_COPY_BYTES = 16 << 20  # beyond the caches of a core, and copied in a few ms
+_SAMPLING_S = 0.06  # of each rate: samples of 1 to 5 ms, the best one counts, so that a neighbour disturbs little
 _COPY_THREADS = 4
-_DISK_BYTES = 4 << 20
+_DISK_BYTES = 2 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +33,8 @@ class Asked:
     """Directory that all nodes see (of all runs)."""
     job_id: str
     """Processes of this job are expected on its GPUs."""
+    copy_bytes: int
+    """What a thread copies to measure the memory: more than its share of the caches; little on emulated nodes."""
     urls: tuple[str, ...] = ()
     """Storage that must answer."""
     gpus_per_node: int
@@ -61,7 +62,7 @@ def find_temp_dir(environ: Mapping[str, str]) -> Path:
 def probe_host(asked: Asked, *, node: str) -> list[Reading]:
     """Look at all of a node but the rates of its GPUs; one process of the node does it."""
     probes: dict[str, Probe] = {
-        "host memory": lambda: [*_probe_speed(node), *_probe_cores(node)],
+        "host memory": lambda: [*_probe_speed(node, copy_bytes=asked.copy_bytes), *_probe_cores(node)],
         "disk": lambda: _probe_disk(node, asked.temp_dir),
     }
     if asked.shared_dir is not None:
@@ -104,15 +105,15 @@ def run_bounded(probes: Mapping[str, Probe], *, node: str, timeout_s: float) -> 
     return [reading for readings in found.values() for reading in readings] + late
 
 
-def _probe_speed(node: str) -> list[Reading]:
+def _probe_speed(node: str, *, copy_bytes: int) -> list[Reading]:
     """Measure what the memory copies (read and write count) and one core multiplies."""
     threads = min(_COPY_THREADS, len(os.sched_getaffinity(0)))
     rates: list[float] = []
 
     def copy() -> None:
-        source, target = np.ones(_COPY_BYTES, np.uint8), np.empty(_COPY_BYTES, np.uint8)
+        source, target = np.ones(copy_bytes, np.uint8), np.empty(copy_bytes, np.uint8)
         best_s = _best_time(lambda: np.copyto(target, source))
-        rates.append(2 * _COPY_BYTES / best_s)
+        rates.append(2 * copy_bytes / best_s)
 
     workers = [threading.Thread(target=copy, daemon=True) for _ in range(threads)]
     for worker in workers:

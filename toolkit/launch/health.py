@@ -19,6 +19,7 @@ from toolkit.plan.hardware import find_hardware
 
 log = logging.getLogger(__name__)
 
+_COPY_BYTES = 32 << 20  # of each of 4 threads, twice
 _CONNECT_S = 90.0  # a node that has not come by then is named by the report
 
 
@@ -34,6 +35,7 @@ def ask_of_run(cfg: RunConfig, *, place: Place, environ: Mapping[str, str], is_c
         gpus_per_node=_count_gpus(place, environ, is_cuda=is_cuda),
         peak_flops=hardware.peak_bf16_flops if hardware else None,
         network_bytes_per_s=hardware.network_bytes_per_s if hardware else None,
+        copy_bytes=_COPY_BYTES if place.cluster == "slurm" else _COPY_BYTES // 8,
         limits=cfg.health.limits,
     )
 
@@ -98,6 +100,7 @@ def _ask_of_job(root: Path, place: Place, environ: Mapping[str, str], limits: Se
         gpus_per_node=_count_gpus(place, environ, is_cuda=is_cuda),
         peak_flops=hardware.peak_bf16_flops if hardware else None,
         network_bytes_per_s=hardware.network_bytes_per_s if hardware else None,
+        copy_bytes=_COPY_BYTES,
         test_pairs=True,
         limits={name: float(number) for name, _, number in pairs},
     )

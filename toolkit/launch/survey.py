@@ -7,7 +7,7 @@ from pathlib import Path
 
 from toolkit import storage
 from toolkit.errors import RunError
-from toolkit.health.verdicts import RULES, Reading, Rule, Verdict, bad_nodes, judge
+from toolkit.health.verdicts import ALL, RULES, Reading, Rule, Verdict, bad_nodes, judge
 from toolkit.launch.nodes import PROBE, NodeLedger
 
 _ALL = "all.json"
@@ -48,7 +48,9 @@ class HealthFiles:
         storage.write_atomic(str(self.directory / name), text.encode())
 
     def read(self, nodes: Sequence[str]) -> Survey:
-        """Judge what was found on the nodes of the job; one that left nothing is bad.
+        """Judge what was found on the nodes of the job (none named: those that said something).
+
+        A node that left nothing is bad.
 
         Raises:
             RunError: there is no such check.
@@ -71,7 +73,14 @@ class HealthFiles:
         readings += [
             Reading(probe="probes", node=node, value=None, trouble=silent) for node in nodes if node not in heard
         ]
-        return Survey(verdicts=judge(readings, rules), nodes=tuple(nodes), is_connected=is_connected)
+        named = tuple(nodes) or tuple(sorted(heard - {ALL}))
+        return Survey(verdicts=judge(readings, rules), nodes=named, is_connected=is_connected)
+
+    @staticmethod
+    def list_attempts(root: Path) -> list[str]:
+        """List the checks that were made, oldest first."""
+        found = (root / ".health").glob("*")
+        return [path.name for path in sorted(found, key=lambda path: path.stat().st_mtime) if path.is_dir()]
 
 
 def record_bad_nodes(ledger: NodeLedger, bad: Mapping[str, str], *, run: str, attempt: str, now: float) -> None:
