@@ -20,7 +20,7 @@ from toolkit.plan.hardware import find_hardware
 log = logging.getLogger(__name__)
 
 _COPY_BYTES = 32 << 20  # of each of 4 threads, twice
-_CONNECT_S = 90.0  # a node that has not come by then is named by the report
+_WAIT_S = 90.0  # for all nodes; one that has not come by then is named by the report
 
 
 def ask_of_run(cfg: RunConfig, *, place: Place, environ: Mapping[str, str], is_cuda: bool) -> Asked:
@@ -60,7 +60,7 @@ def main(root: Path, environ: Mapping[str, str], limits: Sequence[str]) -> int:
 
     Args:
         root: directory of all runs.
-        environ: of the job; HEALTH_GPU_TYPE and HEALTH_URLS (separated by blanks) may say more.
+        environ: of the job; HEALTH_GPU_TYPE, HEALTH_URLS (separated by blanks) and HEALTH_WAIT_S may say more.
         limits: `PROBE=NUMBER`.
     """
     # deferred: it takes seconds, and the arguments are looked at first
@@ -73,7 +73,7 @@ def main(root: Path, environ: Mapping[str, str], limits: Sequence[str]) -> int:
     own = probe_rank(asked, place=place)
     files.write_rank(place.node, place.local_rank, own, rules=limits_of(asked))
     try:
-        world = World(place, timeout_s=_CONNECT_S)
+        world = World(place, timeout_s=float(environ.get("HEALTH_WAIT_S") or _WAIT_S))
         readings = conclude(world, asked, own)
         if world.rank == 0:
             files.write_all(readings, rules=limits_of(asked))
