@@ -14,6 +14,7 @@ from rich.table import Table
 
 from toolkit.cli.show import print_json
 from toolkit.errors import EXIT_DONE, EXIT_REFUSED, RunError, ToolkitError
+from toolkit.health.verdicts import ALL
 from toolkit.launch.nodes import MANUAL, PARDON, NodeLedger
 from toolkit.launch.survey import HealthFiles, Survey, record_bad_nodes
 
@@ -83,9 +84,11 @@ def print_survey(survey: Survey, console: Console, *, as_json: bool) -> None:
         verdicts = [asdict(verdict) for verdict in survey.verdicts]
         print_json({"nodes": list(survey.nodes), "bad_nodes": bad, "verdicts": verdicts})
         return
-    columns = list(dict.fromkeys(verdict.probe for verdict in sorted(survey.verdicts, key=lambda one: one.probe)))
-    shown = [name for name in columns if any(one.measured is not None for one in survey.verdicts if one.probe == name)]
-    table = Table("node", *shown, "verdict", box=None, pad_edge=False)
+    units = {one.probe: one.unit for one in survey.verdicts if one.measured is not None and one.node != ALL}
+    shown = sorted(units)
+    table = Table("node", *(_header(probe, units[probe]) for probe in shown), "verdict", box=None, pad_edge=False)
+    for column in table.columns:
+        column.no_wrap = True
     for node in dict.fromkeys([*survey.nodes, *bad]):
         cells = [_cell(survey, node, probe) for probe in shown]
         table.add_row(node, *cells, "[red]BAD[/red]" if node in bad else "ok")
@@ -100,14 +103,19 @@ def print_survey(survey: Survey, console: Console, *, as_json: bool) -> None:
     console.print(f"{good} of {len(survey.nodes)} nodes are good", markup=False)
 
 
+def _header(probe: str, unit: str) -> str:
+    """Write a probe's name above each other with its unit, so that a table of many stays narrow."""
+    return "\n".join([*probe.split(), unit]).strip()
+
+
 def _cell(survey: Survey, node: str, probe: str) -> str:
-    """Give the worst figure of a probe on a node, with its unit."""
+    """Give the worst figure of a probe on a node: a bad one, or the one next to its limit."""
     found = [one for one in survey.verdicts if (one.node, one.probe) == (node, probe)]
-    figures = [one for one in found if one.measured is not None]
+    figures = {one.measured: one for one in found if one.measured is not None}
     if not figures:
         return "-"
-    worst = min(figures, key=lambda one: (one.ok, one.measured))
-    text = f"{worst.measured:.3g} {worst.unit}".strip()
+    worst = min(figures, key=lambda figure: (figures[figure].ok, abs(figure - (figures[figure].limit or 0.0))))
+    text = f"{worst:.2g}" if abs(worst) < 1 else f"{worst:.3g}"
     return text if all(one.ok for one in found) else f"[red]{text}[/red]"
 
 

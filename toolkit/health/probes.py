@@ -2,6 +2,7 @@
 
 import functools
 import os
+import statistics
 import tempfile
 import threading
 import time
@@ -18,7 +19,8 @@ from toolkit.health.verdicts import Reading
 
 Probe = Callable[[], list[Reading]]
 
-_SAMPLING_S = 0.06  # of each rate: samples of 1 to 5 ms, the best one counts, so that a neighbour disturbs little
+_SAMPLING_S = 0.06  # of each rate, in samples of 1 to 10 ms
+_SAMPLES = 5
 _COPY_THREADS = 4
 _DISK_BYTES = 2 << 20
 
@@ -112,8 +114,8 @@ def _probe_speed(node: str, *, copy_bytes: int) -> list[Reading]:
 
     def copy() -> None:
         source, target = np.ones(copy_bytes, np.uint8), np.empty(copy_bytes, np.uint8)
-        best_s = _best_time(lambda: np.copyto(target, source))
-        rates.append(2 * copy_bytes / best_s)
+        copy_s = _typical_time(lambda: np.copyto(target, source))
+        rates.append(2 * copy_bytes / copy_s)
 
     workers = [threading.Thread(target=copy, daemon=True) for _ in range(threads)]
     for worker in workers:
@@ -128,7 +130,7 @@ def _probe_speed(node: str, *, copy_bytes: int) -> list[Reading]:
         for _ in range(count):
             np.matmul(left, left, out=product)
 
-    matmul_s = _best_time(multiply)
+    matmul_s = _typical_time(multiply)
     wrong = not np.array_equal(product, (left.astype(np.int64) @ left.astype(np.int64)).astype(np.float32))
     return [
         Reading(probe="host memory", node=node, value=sum(rates) / 1e9),
@@ -141,16 +143,16 @@ def _probe_speed(node: str, *, copy_bytes: int) -> list[Reading]:
     ]
 
 
-def _best_time(act: Callable[[], object]) -> float:
-    best, end = float("inf"), time.perf_counter() + _SAMPLING_S
+def _typical_time(act: Callable[[], object]) -> float:
+    """Give the median CPU time that an act of this thread takes: what others take of a shared core is not counted."""
+    times: list[float] = []
+    end = time.perf_counter() + _SAMPLING_S
     act()  # the first touch of its memory
-    while True:
-        start = time.perf_counter()
+    while len(times) < _SAMPLES or time.perf_counter() < end:
+        start = time.thread_time()
         act()
-        now = time.perf_counter()
-        best = min(best, now - start)
-        if now >= end:
-            return best
+        times.append(time.thread_time() - start)
+    return statistics.median(times)
 
 
 def _probe_cores(node: str) -> list[Reading]:

@@ -59,8 +59,8 @@ _DISK = "look at the disk (dmesg, smartctl), or point TMPDIR elsewhere"
 _GPU = "drain the node and have the GPU reset (nvidia-smi --gpu-reset); replace it when it comes back"
 
 RULES: Mapping[str, Rule] = {
-    # On machines that are shared (emulated nodes), only a comparison means something. assumption: healthy nodes of one
-    # kind are within a factor of 1.5; 3 leaves room for a neighbour that uses half of the machine.
+    # On machines that are shared (emulated nodes), only a comparison means something. 8 of them on 2 busy cores were
+    # within a factor of 1.6 in 40 checks.
     "host memory": Rule(
         title="memory bandwidth", unit="GB/s", below_peers=3.0, is_speed=True, remedy="check its DIMMs and its BIOS"
     ),
@@ -73,9 +73,10 @@ RULES: Mapping[str, Rule] = {
     "load": Rule(
         title="load a core", unit="", high=2.0, above_peers=3.0, remedy="look for foreign processes (top, ps aux)"
     ),
-    # assumption: 64 GB drives do 100 MB/s and more; under 1 MB/s an fsync of a log line takes seconds.
+    # assumption: any disk does 100 MB/s; under 1 MB/s an fsync of a log line takes seconds. Between emulated nodes on
+    # one busy disk a factor of 16 was seen.
     "disk": Rule(
-        title="writing and reading back", unit="MB/s", low=1.0, below_peers=20.0, is_speed=True, remedy=_DISK
+        title="writing and reading back", unit="MB/s", low=1.0, below_peers=50.0, is_speed=True, remedy=_DISK
     ),
     "disk space": Rule(
         title="free space", unit="GiB", low=0.5, remedy="remove what former jobs left there, or point TMPDIR elsewhere"
@@ -115,8 +116,9 @@ RULES: Mapping[str, Rule] = {
         title="bus bandwidth of all", unit="GB/s", is_speed=True, remedy="see the pairs: they name the node"
     ),
     "latency": Rule(title="small all-reduce", unit="ms", remedy=""),
+    # Between emulated nodes a factor of 2.6 was seen; where there are GPUs, `set_limits` is stricter.
     "pairs": Rule(
-        title="bandwidth to its best partner", unit="GB/s", below_peers=3.0, is_speed=True,
+        title="bandwidth to its best partner", unit="GB/s", below_peers=5.0, is_speed=True,
         remedy="check its network cards and cables (ibstat, ethtool)",
     ),
 }  # fmt: skip
@@ -127,21 +129,24 @@ GPU_MATMUL_PART = 0.35
 """Part of the data sheet's peak below which a GPU is bad; assumption: under DCGM's and OLMo's practice by far."""
 NETWORK_PART = 0.2
 """Part of the network's rate below which an all-reduce is slow."""
+_GPU_PAIRS = 1.5
 
 
 def set_limits(
     *, gpus_per_node: int, peak_flops: float | None, network_bytes_per_s: float | None, limits: Mapping[str, float]
 ) -> dict[str, Rule]:
-    """Fill the rules with what is known of the hardware; a limit of the user's replaces the one that is there.
+    """Fill the rules with what is known of the hardware; a limit of the user's replaces what is there.
 
     Args:
         gpus_per_node: GPUs that must be there; 0: none are looked for.
         peak_flops: data sheet's rate of a GPU; None: only compared with each other.
         network_bytes_per_s: rate of a rank's network; None: not known.
-        limits: by probe: the least of a rate, the most of anything else.
+        limits: by probe: the least of a rate, the most of anything else; nodes are not compared then.
     """
     rules = dict(RULES)
     rules["gpus"] = replace(rules["gpus"], low=float(gpus_per_node))
+    if gpus_per_node:
+        rules["pairs"] = replace(rules["pairs"], below_peers=_GPU_PAIRS)
     if peak_flops is not None:
         rules["gpu matmul"] = replace(rules["gpu matmul"], low=GPU_MATMUL_PART * peak_flops / 1e12)
     if network_bytes_per_s is not None:
@@ -149,7 +154,8 @@ def set_limits(
     for probe, limit in limits.items():
         rule = rules[probe]
         is_least = rule.low is not None or rule.below_peers is not None or probe == "all-reduce"
-        rules[probe] = replace(rule, low=limit) if is_least else replace(rule, high=limit, above_peers=None)
+        low, high = (limit, None) if is_least else (None, limit)
+        rules[probe] = replace(rule, low=low, high=high, below_peers=None, above_peers=None)
     return rules
 
 

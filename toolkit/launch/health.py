@@ -35,7 +35,7 @@ def ask_of_run(cfg: RunConfig, *, place: Place, environ: Mapping[str, str], is_c
         gpus_per_node=_count_gpus(place, environ, is_cuda=is_cuda),
         peak_flops=hardware.peak_bf16_flops if hardware else None,
         network_bytes_per_s=hardware.network_bytes_per_s if hardware else None,
-        copy_bytes=_COPY_BYTES if place.cluster == "slurm" else _COPY_BYTES // 8,
+        copy_bytes=_COPY_BYTES if place.cluster == "slurm" else _COPY_BYTES // 2,
         limits=cfg.health.limits,
     )
 

@@ -20,7 +20,7 @@ def test_a_node_three_times_slower_than_its_peers_is_bad_and_one_twice_as_slow_i
 
 
 def test_of_two_nodes_the_better_one_is_the_measure() -> None:
-    assert list(bad_nodes(judge(read("pairs", 10, 2), RULES))) == ["n2"]
+    assert list(bad_nodes(judge(read("pairs", 10, 1.9), RULES))) == ["n2"]
     assert bad_nodes(judge(read("pairs", 10), RULES)) == {}
 
 
@@ -41,6 +41,7 @@ def test_hardware_and_the_user_set_limits() -> None:
     assert rules["gpus"].low == 8
     assert rules["gpu matmul"].low == pytest.approx(0.35 * 989)
     assert rules["all-reduce"].low == pytest.approx(10)
+    assert list(bad_nodes(judge(read("pairs", 48, 50, 30), rules))) == ["n3"]  # a link of several is down
     assert (rules["clock"].high, rules["disk"].low) == (0.1, 50)
     assert "must be at least 346" in bad_nodes(judge(read("gpu matmul", 300, part="GPU 0"), rules))["n1"]
 
