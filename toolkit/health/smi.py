@@ -12,7 +12,8 @@ XID_AGE_S = 86400.0
 
 # Xid codes after which the node does not serve until somebody has acted; the rest (13, 31, 43, 45, 94) are the
 # program's own, or contained.
-# Source: NVIDIA, Xid catalog: immediate action RESET_GPU, RESTART_BM or CHECK_MECHANICALS.
+# Source: descriptions and actions of NVIDIA's Xid catalog (docs.nvidia.com/deploy/xid-errors); for 46 and 48 NVIDIA
+# Health Validation says to drain the node. assumption: the choice of the others.
 _GRAVE_XIDS = {
     46: "GPU stopped processing",
     48: "double-bit memory error",

@@ -69,7 +69,7 @@ RULES: Mapping[str, Rule] = {
         remedy="look for foreign processes (top), a power cap or heat",
     ),
     "cores": Rule(title="usable cores", unit="", low=1, below_peers=2.0, remedy="compare lscpu with the other nodes"),
-    # Source: LBNL node health check, check_ps_loadavg: a load of twice the cores is taken for too much.
+    # As LBNL's node health check does (check_ps_loadavg), whose limits are the site's. assumption: twice the cores.
     "load": Rule(
         title="load a core", unit="", high=2.0, above_peers=3.0, remedy="look for foreign processes (top, ps aux)"
     ),
@@ -106,8 +106,8 @@ RULES: Mapping[str, Rule] = {
     # A10G instances run 8 lanes of 16 in good health (recorded in telegraf's tests), so only a comparison means much.
     "gpu lanes": Rule(title="PCIe lanes", unit="", below_peers=1.5, remedy="have the GPU reseated"),
     "xid": Rule(title="grave driver errors (Xid) in 24 h", unit="", high=0, remedy=_GPU),
-    # Source: DCGM's targeted stress test wants 0.95 of a target of its own; products through torch vary more, and the
-    # planner's peak is that of the data sheet, of which good ones reach 0.6 to 0.8.
+    # As DCGM's targeted stress and memory bandwidth tests do, whose targets are set for each product. assumption: GPUs
+    # of one kind are within 1.3 of each other.
     "gpu matmul": Rule(
         title="matrix products", unit="TFLOP/s", below_peers=1.3, is_speed=True, remedy="look at clocks and power caps"
     ),
@@ -126,9 +126,9 @@ RULES: Mapping[str, Rule] = {
 ALL = "all"
 """Stands for the node of a reading that belongs to none."""
 GPU_MATMUL_PART = 0.35
-"""Part of the data sheet's peak below which a GPU is bad; assumption: under DCGM's and OLMo's practice by far."""
+"""Part of the data sheet's peak below which a GPU is bad. assumption: a healthy one reaches 0.5 and more."""
 NETWORK_PART = 0.2
-"""Part of the network's rate below which an all-reduce is slow."""
+"""Part of the network's rate below which an all-reduce is slow. assumption, as is the next one."""
 _GPU_PAIRS = 1.5
 
 

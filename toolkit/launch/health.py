@@ -3,17 +3,16 @@
 import logging
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from toolkit import storage
 from toolkit.config.schema import RunConfig
 from toolkit.distributed import Place, World, read_place
-from toolkit.errors import EXIT_DONE, ConfigError, Problem, ToolkitError
+from toolkit.errors import EXIT_DONE, ConfigError, ToolkitError
 from toolkit.health.check import conclude, limits_of, probe_rank
 from toolkit.health.probes import Asked, find_temp_dir
-from toolkit.health.verdicts import RULES
-from toolkit.launch.survey import HealthFiles
+from toolkit.launch.survey import HealthFiles, check_limits
 from toolkit.log import setup_logging
 from toolkit.plan.hardware import find_hardware
 
@@ -38,16 +37,6 @@ def ask_of_run(cfg: RunConfig, *, place: Place, environ: Mapping[str, str], is_c
         copy_bytes=_COPY_BYTES if place.cluster == "slurm" else _COPY_BYTES // 2,
         limits=cfg.health.limits,
     )
-
-
-def check_limits(limits: Iterable[str]) -> list[Problem]:
-    """Look whether limits are named after probes."""
-    known = ", ".join(RULES)
-    return [
-        Problem(f"health.limits has {name!r}", "a limit is named after a probe", f"probes: {known}")
-        for name in limits
-        if name not in RULES
-    ]
 
 
 def _count_gpus(place: Place, environ: Mapping[str, str], *, is_cuda: bool) -> int:

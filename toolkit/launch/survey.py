@@ -1,12 +1,12 @@
 """What a health check of a partition found: written by its ranks, put together without them, torch or network."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from toolkit import storage
-from toolkit.errors import RunError
+from toolkit.errors import Problem, RunError
 from toolkit.health.verdicts import ALL, RULES, Reading, Rule, Verdict, bad_nodes, judge
 from toolkit.launch.nodes import PROBE, NodeLedger
 
@@ -26,6 +26,16 @@ class Survey:
     def bad_nodes(self) -> dict[str, str]:
         """Give the nodes that must not be used, each with the reasons in words."""
         return bad_nodes(self.verdicts)
+
+
+def check_limits(limits: Iterable[str]) -> list[Problem]:
+    """Look whether limits are named after probes."""
+    known = ", ".join(RULES)
+    return [
+        Problem(f"health.limits has {name!r}", "a limit is named after a probe", f"probes: {known}")
+        for name in limits
+        if name not in RULES
+    ]
 
 
 class HealthFiles:
