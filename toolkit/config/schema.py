@@ -258,6 +258,17 @@ class ClusterSection:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class HealthSection:
+    """Looking at the nodes before a training."""
+
+    enabled: Literal["auto", "always", "never"] = "auto"
+    """Probe every node before the first step, and leave out bad ones next time. auto: where a run has several nodes."""
+    limits: dict[str, float] = field(default_factory=dict)
+    """Limits of the site in place of the built-in ones, by probe (docs/design.md): the least of a rate, the most of
+    anything else, {gpu matmul: 550}."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
     """Everything a run is told, in sections."""
 
@@ -270,6 +281,7 @@ class RunConfig:
     checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
     monitor: MonitorSection = field(default_factory=MonitorSection)
     cluster: ClusterSection = field(default_factory=ClusterSection)
+    health: HealthSection = field(default_factory=HealthSection)
 
     @property
     def world_size(self) -> int:
