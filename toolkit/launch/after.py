@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.checkpoint import layout
-from toolkit.cluster.base import JobState, JobStatus
+from toolkit.cluster.base import Fate, JobStatus
 from toolkit.cluster.choose import OwnJob, read_own_job
 from toolkit.config.load import load_config
 from toolkit.config.schema import RunConfig
@@ -61,13 +61,16 @@ class After:
             ledger.accuse(
                 node, kind=attempt.cause, reason=attempt.reason, run=self.run_dir.name, attempt=attempt.attempt
             )
+        fate = self.status.fate(restarts=int(self.job.attempt.rpartition(".")[2]))
+        if fate is Fate.REQUEUED:
+            self._tell_next("requeued by the scheduler")
+            return EXIT_DONE
         section = self.cfg.cluster
-        left_s = None if self.status.end_time is None else self.status.end_time - time.time()
         ending = Ending(
             attempts=read_attempts(self.run_dir)[self._record.attempts_before :],
             failures=failures,
-            is_halted=self.run_dir.halt_path.exists() or self.status.state is JobState.CANCELLED,
-            is_time_up=left_s is not None and left_s < section.signal_delay_s / 2,
+            # told to end without that, it is preempted: its nodes are wanted, and it goes on later
+            is_halted=self.run_dir.halt_path.exists() or fate is Fate.CANCELLED,
         )
         verdict = decide(ending, max_requeues=section.max_requeues, max_fruitless=section.max_fruitless)
         if verdict.goes_on:

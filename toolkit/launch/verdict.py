@@ -15,9 +15,7 @@ class Ending:
     failures: Sequence[Failure]
     """Last words of its ranks, causes before echoes."""
     is_halted: bool
-    """The user wants the run to stand still."""
-    is_time_up: bool
-    """The time limit ends the job about now."""
+    """Somebody wants the run to stand still."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +35,6 @@ def decide(ending: Ending, *, max_requeues: int, max_fruitless: int) -> Verdict:
         return Verdict(False, "all tokens are done")
     if ending.is_halted:
         return Verdict(False, "it was stopped")
-    if last.outcome == "STOPPED" and not ending.is_time_up:
-        return Verdict(False, "it was told to end")
     lasting = next((failure for failure in ending.failures if failure.is_lasting), None)
     if lasting is not None:
         return Verdict(False, f"the same would happen again: {first_line(lasting.error)}", is_failure=True)

@@ -18,24 +18,19 @@ def failure(**fields: Any) -> Failure:
     return Failure(**{"rank": 1, "node": "node2", "time": 0.0, "is_echo": False, "error": "boom\nmore", **fields})
 
 
-def judge(*attempts: Attempt, failures: tuple[Failure, ...] = (), halted: bool = False, up: bool = False) -> Verdict:
-    ending = Ending(attempts=attempts, failures=failures, is_halted=halted, is_time_up=up)
+def judge(*attempts: Attempt, failures: tuple[Failure, ...] = (), halted: bool = False) -> Verdict:
+    ending = Ending(attempts=attempts, failures=failures, is_halted=halted)
     return decide(ending, max_requeues=5, max_fruitless=3)
 
 
-@pytest.mark.parametrize("outcome", ["REQUEUE", "KILLED", "CRASHED"])
+@pytest.mark.parametrize("outcome", ["REQUEUE", "KILLED", "CRASHED", "STOPPED"])
 def test_a_run_that_broke_off_goes_on(outcome: str) -> None:
     assert judge(attempt(0, outcome=outcome, reason="why")) == Verdict(True, "why")
 
 
 def test_a_run_that_is_done_or_was_stopped_does_not() -> None:
     assert judge(attempt(0, outcome="FINISHED")) == Verdict(False, "all tokens are done")
-    assert judge(attempt(0, outcome="STOPPED")) == Verdict(False, "it was told to end")
     assert judge(attempt(0, outcome="KILLED"), halted=True) == Verdict(False, "it was stopped")
-
-
-def test_a_run_that_the_time_limit_ended_goes_on_though_it_was_told_to_end() -> None:
-    assert judge(attempt(0, outcome="STOPPED"), up=True).goes_on
 
 
 def test_a_mistake_that_stays_is_not_tried_again() -> None:
