@@ -7,6 +7,7 @@ moves gradients, so that it works on hosts without a GPU and never waits behind 
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from toolkit.errors import LostPeersError, ToolkitError, TryAgainError
 
 log = logging.getLogger(__name__)
 
+_LISTEN_S = 120.0  # how long the others look for rank 0 by themselves, before torch's own client does
 _GRACE_S = 3.0  # how long the living wait for each other's names before the missing ones are listed
 
 
@@ -216,6 +218,8 @@ def _choose_device(place: Place) -> torch.device:
 
 
 def _open_store(place: Place, *, timeout_s: float) -> TCPStore:
+    if place.rank != 0:
+        _await_listener(place, patience_s=min(timeout_s, _LISTEN_S))
     try:
         return TCPStore(
             place.master_addr,
@@ -230,6 +234,25 @@ def _open_store(place: Place, *, timeout_s: float) -> TCPStore:
             f"no meeting point at {where}\n  {_first_line(error)}\n"
             "  the port is in use, or the first node is not reachable from this one; a requeue takes another port"
         ) from error
+
+
+def _await_listener(place: Place, *, patience_s: float) -> None:
+    """Wait until rank 0 listens: after a refusal torch's client sleeps a second, then longer (torch 2.13, measured).
+
+    Whatever else is wrong is left to torch's client to say.
+    """
+    deadline = time.monotonic() + patience_s
+    pause_s = 0.02
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection((place.master_addr, place.master_port), timeout=patience_s).close()
+        except ConnectionRefusedError:
+            time.sleep(pause_s * (1 + place.rank % 16 / 16))  # not all in the same moment
+            pause_s = min(pause_s * 1.5, 0.5)
+        except OSError:
+            return
+        else:
+            return
 
 
 def _export_names(place: Place, *, device: torch.device) -> None:
