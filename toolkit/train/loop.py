@@ -11,13 +11,15 @@ from pathlib import Path
 
 import torch
 
-from toolkit.checkpoint import layout, saver
+from toolkit.checkpoint import layout, restore
+from toolkit.checkpoint.saver import Saved, Saver
 from toolkit.checkpoint.upload import Mirror
 from toolkit.config.schema import RunConfig
 from toolkit.data.loader import PrefetchingLoader, StepLoader, open_streams
 from toolkit.data.mixture import Member, identify
 from toolkit.data.places import ShardPlaces
 from toolkit.distributed import World
+from toolkit.errors import CheckpointError
 from toolkit.log import RankFormatter
 from toolkit.monitor import metrics
 from toolkit.monitor.rate import RateMeter
@@ -30,6 +32,8 @@ from toolkit.train.schedule import rate_of_run
 from toolkit.train.stop import Stop, StopFlag
 
 log = logging.getLogger(__name__)
+
+_SAVE_S = 1500.0  # a save at the end may take so long: less than a collective may
 
 
 class End(str, enum.Enum):
@@ -78,6 +82,15 @@ class Training:
         self.replica = Topology(stages=cfg.parallel.stages, replicas=cfg.replicas).replica_of(around.world.rank)
         self.engine: Engine = build_engine(cfg, boundaries=around.boundaries, device=around.world.device)
         loader = self._open_loader()
+        self.saver = Saver(
+            around.checkpoints_dir,
+            world=around.world,
+            replica=self.replica,
+            replicas=cfg.replicas,
+            keep=cfg.checkpoint.keep,
+            keep_every=cfg.checkpoint.keep_every,
+            mirror=around.mirror,
+        )
         self.step = self._load()
         self.saved_step = self.step
         if around.world.place.local_rank == 0:
@@ -86,11 +99,15 @@ class Training:
 
     def run(self, sinks: Sinks) -> Outcome:
         """Train until the end, a stop or a bad number."""
-        with contextlib.closing(self.loader), contextlib.closing(self.around.places):
-            outcome = self._run(sinks)
-        if self.around.mirror is not None:
-            self.around.mirror.close(self.saved_step or None)
-            self._delete_old()  # one stayed while it was copied
+        try:
+            with contextlib.closing(self.loader), contextlib.closing(self.around.places):
+                outcome = self._run(sinks)
+            self.saver.finish(_SAVE_S)  # one may be on its way when a bad number ends the run
+        except BaseException:
+            self.saver.discard()
+            raise
+        self._tell_saves()
+        self.saver.close()
         return outcome
 
     def _run(self, sinks: Sinks) -> Outcome:
@@ -100,6 +117,7 @@ class Training:
         while self.step < self.cfg.num_steps and ending is None:
             values, result = self._train_step()
             self.step += 1
+            self._tell_saves()
             trouble = check_finite(step=self.step, loss=result.loss, grad_norm=result.grad_norm)
             if trouble:
                 return self._outcome(End.FAILED, trouble, first_step)
@@ -109,8 +127,7 @@ class Training:
             ending = self._agree_to_stop()
             if self._is_due(self.cfg.checkpoint.save_every) and ending is None:
                 self._save()
-        if self.step != self.saved_step:
-            self._save()
+        self._save_last()
         end, reason = ending or (End.FINISHED, "all tokens are done")
         return self._outcome(end, reason, first_step)
 
@@ -178,45 +195,49 @@ class Training:
         return loader
 
     def _load(self) -> int:
-        if self.around.mirror is not None:
-            self.around.mirror.restore()
-        newest = layout.newest(self.around.checkpoints_dir)
-        # The answer of one rank counts for all: a shared file system may show others an older state.
-        newest = self.around.world.gather(newest)[0]
-        if newest is None:
-            return 0
-        weights = self.engine.named_weights()
-        index = saver.load(
-            self.engine.deepspeed, weights, newest, world=self.around.world, expected=self._index(step=0)
-        )
-        log.info("resumed from %s", newest)
-        return index.step
-
-    def _save(self) -> None:
-        started = time.monotonic()
-        saved = saver.save(
+        loaded = restore.load(
             self.engine.deepspeed,
             self.engine.named_weights(),
             self.around.checkpoints_dir,
             world=self.around.world,
-            replica=self.replica,
-            replicas=self.cfg.replicas,
-            index=self._index(step=self.step),
+            expected=self._index(step=0),
+            mirror=self.around.mirror,
         )
-        self.saved_step = self.step
-        log.info("saved %s in %.1f s", saved, time.monotonic() - started)
-        if self.around.mirror is not None:
-            self.around.mirror.upload(self.step)
-        self._delete_old()
+        if loaded is None:
+            return 0
+        log.info("resumed from %s", loaded.path)
+        return loaded.index.step
 
-    def _delete_old(self) -> None:
-        if self.around.world.rank != 0:
-            return
-        mirror, kept = self.around.mirror, self.cfg.checkpoint
-        steps = layout.list_steps(self.around.checkpoints_dir)
-        for step in layout.doomed_steps(steps, keep=kept.keep, keep_every=kept.keep_every):
-            if mirror is None or step != mirror.step_in_work:
-                layout.delete(layout.step_dir(self.around.checkpoints_dir, step=step))
+    def _save(self) -> None:
+        """Begin a save and go on; one that cannot begin is tried again when the next is due."""
+        try:
+            self._start_save()
+        except CheckpointError as error:
+            log.warning("step %d is not saved; training goes on: %s", self.step, error)
+
+    def _save_last(self) -> None:
+        """See to it that the last step is saved before leaving."""
+        problem = self.saver.finish(_SAVE_S)
+        if self.step != self.saved_step or problem is not None:
+            self._start_save()
+            problem = self.saver.finish(_SAVE_S)
+        if problem is not None:
+            raise CheckpointError(
+                f"step {self.step} could not be saved\n  {problem}\n  free space, or set checkpoint.dir elsewhere"
+            )
+
+    def _start_save(self) -> None:
+        index = self._index(step=self.step)
+        self.saver.start(self.engine.deepspeed, self.engine.named_weights(), index=index)
+        self.saved_step = self.step
+
+    def _tell_saves(self) -> None:
+        """Log on rank 0 what came of the saves in the background."""
+        while (ended := self.saver.poll()) is not None:
+            if isinstance(ended, Saved):
+                log.info("saved %s in %.1f s; training waited %.2f s", ended.path, ended.seconds, ended.stall_s)
+            else:
+                log.warning("step %d is not saved; training goes on: %s", ended.step, ended.problem)
 
     def _index(self, *, step: int) -> layout.Index:
         return run_index(self.cfg, self.around.members, step=step)
@@ -229,6 +250,7 @@ def run_index(cfg: RunConfig, members: Sequence[Member], *, step: int) -> layout
     """Say which run a checkpoint belongs to: what must be the same for its steps to mean the same."""
     return layout.Index(
         step=step,
+        updates=step,
         tokens_per_step=cfg.batch.tokens_per_step,
         seed=cfg.run.seed,
         dataset=identify(members, cfg.data),
