@@ -76,8 +76,10 @@ class PlainRun:
     def save(self, saver: Saver) -> float:
         return saver.start(self, self.weights, index=self.index())
 
-    def load(self, checkpoints_dir: Path, *, mirror: Any = None, world: Any = None) -> Loaded | None:
-        options: Any = {"world": world or Alone(), "expected": self.index(), "mirror": mirror}
+    def load(
+        self, checkpoints_dir: Path, *, mirror: Any = None, world: Any = None, up_to: int | None = None
+    ) -> Loaded | None:
+        options: Any = {"world": world or Alone(), "expected": self.index(), "mirror": mirror, "up_to": up_to}
         loaded = load(self, self.weights, checkpoints_dir, **options)
         self.step = loaded.index.step if loaded else 0
         return loaded

@@ -142,8 +142,8 @@ def open_saver(world: Any, cfg: RunConfig, checkpoints_dir: Path, replica: int, 
 def load_into(world: Any, engine: Any, checkpoints_dir: Path) -> Any:
     from toolkit.checkpoint.restore import load
 
-    weights, expected = engine.named_weights(), tiny_index(0)
-    return load(engine.deepspeed, weights, checkpoints_dir, world=world, expected=expected, mirror=None)
+    options: Any = {"world": world, "expected": tiny_index(0), "mirror": None, "up_to": None}
+    return load(engine.deepspeed, engine.named_weights(), checkpoints_dir, **options)
 
 
 def train(world: Any, cfg: RunConfig) -> list[float]:

@@ -49,6 +49,7 @@ def load(
     world: World,
     expected: Index,
     mirror: Mirror | None,
+    up_to: int | None,
 ) -> Loaded | None:
     """Load the newest whole checkpoint, written by any layout; all ranks together.
 
@@ -62,6 +63,8 @@ def load(
         world: the ranks.
         expected: what the run is; `step`, `updates` and `parts` do not count.
         mirror: where checkpoints are copied to; on rank 0.
+        up_to: go back to this step or before it, and delete the checkpoints after it once that is done: they come
+            of steps that shall not have been. None: the newest. No save may be on its way.
 
     Returns:
         None: there is no checkpoint, and never was one.
@@ -72,7 +75,8 @@ def load(
     """
     passed_over: list[str] = []
     while True:
-        choice: _Choice = world.gather(_choose(checkpoints_dir, expected, mirror) if world.rank == 0 else None)[0]
+        found = _choose(checkpoints_dir, expected, mirror, up_to) if world.rank == 0 else None
+        choice: _Choice = world.gather(found)[0]
         passed_over += choice.passed_over
         if choice.refusal is not None:
             raise CheckpointError(choice.refusal)
@@ -86,17 +90,33 @@ def load(
             _set_aside(choice.path, damage)
     with TensorReader(choice.path, index) as reader:
         write_state(engine, weights, reader.read_range, updates=index.updates)
+    if up_to is not None:
+        world.gather(None)  # all have read theirs
+        if world.rank == 0:
+            _delete_newer(checkpoints_dir, mirror, step=index.step)
     return Loaded(path=choice.path, index=index, passed_over=tuple(passed_over))
 
 
-def _choose(checkpoints_dir: Path, expected: Index, mirror: Mirror | None) -> _Choice:
+def _delete_newer(checkpoints_dir: Path, mirror: Mirror | None, *, step: int) -> None:
+    try:
+        for newer in layout.list_steps(checkpoints_dir):
+            if newer > step:
+                log.warning("deleting the checkpoint of step %d: the run went back to step %d", newer, step)
+                layout.delete(layout.step_dir(checkpoints_dir, step=newer))
+        if mirror is not None:
+            mirror.delete_newer(step)
+    except (OSError, StorageError) as error:
+        log.warning("checkpoints after step %d could not be deleted; delete them by hand: %s", step, error)
+
+
+def _choose(checkpoints_dir: Path, expected: Index, mirror: Mirror | None, up_to: int | None) -> _Choice:
     """Find the newest checkpoint that has a sound index, on rank 0; set aside what has none."""
     passed_over: list[str] = []
     try:
         while True:
             if mirror is not None:
-                mirror.restore()
-            steps = layout.list_steps(checkpoints_dir)
+                mirror.restore(up_to=up_to)
+            steps = [step for step in layout.list_steps(checkpoints_dir) if up_to is None or step <= up_to]
             newest = max(steps, default=-1)
             unmarked = [step for step in layout.list_unmarked(checkpoints_dir) if step > newest]
             if unmarked:

@@ -90,16 +90,18 @@ class Mirror:
         """The step whose checkpoint is being read, and must stay until it is copied."""
         return None if self._in_work is None or self._in_work[1].done() else self._in_work[0]
 
-    def restore(self) -> None:
+    def restore(self, *, up_to: int | None) -> None:
         """Bring the newest copy here where none is as new: after the directory, or a checkpoint in it, was lost.
 
-        A copy that is damaged or cannot be had is passed over with a warning, as long as there is one to go on from.
+        Copies of steps after `up_to` are left alone. One that is damaged or cannot be had is passed over with a
+        warning, as long as there is one to go on from.
 
         Raises:
             CheckpointError: all copies are damaged, and there is none here.
             StorageError: none can be had, and there is none here.
         """
-        here = max(layout.list_steps(self._dir), default=-1)
+        steps = [step for step in layout.list_steps(self._dir) if up_to is None or step <= up_to]
+        here = max(steps, default=-1)
         trouble: CheckpointError | StorageError | None = None
         try:
             remote = list_remote(self._url)
@@ -108,7 +110,8 @@ class Mirror:
         for step, url in reversed(remote.items()):
             if step <= here:
                 return
-            if step in self._restored:  # and found damaged again: this disk is no place for it
+            if step in self._restored or (up_to is not None and step > up_to):
+                # One that was restored was found damaged again: this disk is no place for it.
                 continue
             try:
                 log.info("restoring %s", url)
@@ -130,11 +133,24 @@ class Mirror:
             return
         self._in_work = (step, self._executor.submit(self._copy, step))
 
+    def delete_newer(self, step: int) -> None:
+        """Delete the copies of later steps, after what is on its way: they would be taken for the run's newest.
+
+        Raises:
+            StorageError: they could not be deleted.
+        """
+        self._executor.submit(self._delete_newer, step).result()
+
     def close(self, newest_step: int | None) -> None:
         """Wait for what is on its way, and copy the newest one where it was passed over."""
         self._executor.shutdown()
         if newest_step is not None and (self._in_work is None or self._in_work[0] != newest_step):
             self._copy(newest_step)
+
+    def _delete_newer(self, step: int) -> None:
+        for newer, url in list_remote(self._url).items():
+            if newer > step:
+                delete_remote(url)
 
     def _copy(self, step: int) -> None:
         try:

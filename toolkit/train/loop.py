@@ -202,6 +202,7 @@ class Training:
             world=self.around.world,
             expected=self._index(step=0),
             mirror=self.around.mirror,
+            up_to=None,
         )
         if loaded is None:
             return 0

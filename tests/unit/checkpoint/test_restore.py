@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.alone import Alone, PlainRun, save_at
 from toolkit import storage
 from toolkit.checkpoint import layout
-from toolkit.checkpoint.upload import Mirror
+from toolkit.checkpoint.upload import Mirror, list_remote
 from toolkit.errors import CheckpointError, TryAgainError
 
 URL = "memory://mirror"
@@ -128,6 +128,25 @@ def test_all_copies_damaged_and_nothing_here_is_an_error(pair: Path, tmp_path: P
     storage.write_atomic(f"{URL}/step-00000004/{FILES[0]}", content[:-1] + b"?")
     with pytest.raises(CheckpointError, match="has checksum"):
         PlainRun().load(tmp_path, mirror=Mirror(URL, tmp_path, keep=2, keep_every=None))
+
+
+@pytest.mark.parametrize("up_to", [2, 3])
+def test_going_back_takes_an_older_one_and_forgets_what_came_after(up_to: int, pair: Path, tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    shutil.copytree(pair, here)
+    for step in (2, 4):
+        Mirror(URL, here, keep=9, keep_every=None).close(step)
+    mirror = Mirror(URL, here, keep=2, keep_every=None)
+    loaded = PlainRun().load(here, mirror=mirror, up_to=up_to)
+    assert loaded is not None
+    assert loaded.index.step == 2
+    assert layout.list_steps(here) == [2] == list(list_remote(URL))
+
+
+def test_going_back_to_before_the_first_checkpoint_is_no_reason_to_delete_any(pair: Path, tmp_path: Path) -> None:
+    shutil.copytree(pair, tmp_path, dirs_exist_ok=True)
+    assert PlainRun().load(tmp_path, up_to=1) is None
+    assert layout.list_steps(tmp_path) == [2, 4]
 
 
 class TroubledNode(Alone):
