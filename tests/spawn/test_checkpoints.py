@@ -7,9 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.spawn.ranks import run_ranks
-from tests.spawn.tiny import SAMPLES, SEQ_LEN, build, go_on, make_config, train_and_save
+from tests.spawn.tiny import (
+    SAMPLES,
+    SEQ_LEN,
+    build,
+    go_on,
+    load_into,
+    make_config,
+    open_saver,
+    tiny_index,
+    train_and_save,
+)
+from toolkit.checkpoint import layout
+from toolkit.checkpoint.reader import TensorReader
 from toolkit.config.schema import RunConfig
 
 pytestmark = [pytest.mark.spawn, pytest.mark.timeout(1800)]
@@ -76,6 +89,42 @@ def save_and_go_on(world: Any, cases: list[tuple[Layout, RunConfig]], directory:
         whole = train_and_save(world, cfg, place(directory, where), save_at=SAVE_AT)
         results[where] = whole[SAVE_AT:], go_on(world, cfg, *build(world, cfg), place(directory, where))
     return results
+
+
+def load_and_save(
+    world: Any, cases: list[tuple[Layout, RunConfig]], directory: Path, source: Path
+) -> dict[Layout, None]:
+    for where, cfg in cases:
+        engine, replica = build(world, cfg)
+        load_into(world, engine, source)
+        saver = open_saver(world, cfg, place(directory, where), replica)
+        saver.start(engine.deepspeed, engine.named_weights(), index=tiny_index(SAVE_AT))
+        assert saver.finish(300) is None
+    return {where: None for where, _ in cases}
+
+
+@pytest.mark.parametrize(("before", "after"), [("fp32", "bf16"), ("bf16", "fp32")])
+def test_another_precision_of_the_working_copy_keeps_every_bit_of_the_state(
+    before: str, after: str, tmp_path: Path
+) -> None:
+    source = (1, 2, 1)
+    run_all(save_each, [(source, configure(source, tied=True, precision=before))], tmp_path / before)
+    layouts = [(1, 2, 1), (1, 2, 2), (1, 2, 3), (2, 1, 1)]
+    cfgs = [(where, configure(where, tied=True, precision=after)) for where in layouts]
+    run_all(load_and_save, cfgs, tmp_path / after, place(tmp_path / before, source))
+    wanted = read_all(place(tmp_path / before, source))
+    assert len(wanted) > 30
+    for where in layouts:
+        found = read_all(place(tmp_path / after, where))
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[key], wanted[key]) for key in wanted), where
+
+
+def read_all(checkpoints_dir: Path) -> dict[tuple[str, str], torch.Tensor]:
+    path = layout.newest(checkpoints_dir)
+    assert path is not None
+    with TensorReader(path, layout.read_index(path)) as reader:
+        return {(kind, name): reader.read(kind, name) for name in reader.names() for kind in layout.KINDS}
 
 
 @pytest.mark.parametrize(

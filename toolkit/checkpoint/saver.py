@@ -66,6 +66,7 @@ class _Job:
     data: memoryview
     started: float
     stall_s: float
+    is_discarded: threading.Event
 
 
 class Saver:
@@ -106,7 +107,7 @@ class Saver:
         self._total_bytes: int | None = None
         self._serial = 0
         self._thread: threading.Thread | None = None
-        self._is_discarded = threading.Event()
+        self._discard_current = threading.Event()
         self._problem: str | None = None
         self._ended: deque[Saved | SaveFailed] = deque()
 
@@ -143,6 +144,7 @@ class Saver:
         data = self._copy_out(held)
         self._serial += 1
         self._problem = None
+        self._discard_current = threading.Event()
         stall_s = time.monotonic() - started
         job = _Job(
             serial=self._serial,
@@ -152,6 +154,7 @@ class Saver:
             data=data,
             started=started,
             stall_s=stall_s,
+            is_discarded=self._discard_current,
         )
         self._thread = threading.Thread(target=self._work, args=(job,), name="checkpoint", daemon=True)
         self._thread.start()
@@ -172,8 +175,11 @@ class Saver:
         return told[0] or next((problem for problem in told if problem), None)
 
     def discard(self) -> None:
-        """Give up what is on its way, without the other ranks; nothing is left that could be taken for whole."""
-        self._is_discarded.set()
+        """Give up what is on its way, without the other ranks; nothing is left that could be taken for whole.
+
+        Where time is short and all ranks do so, `start` saves a newer step at once.
+        """
+        self._discard_current.set()
         if self._thread is not None:
             self._thread.join(_ANSWER_S)
 
@@ -258,6 +264,7 @@ class Saver:
                 self._end(job)
         except DiscardedError:
             self._problem = "discarded"
+            self._ended.append(SaveFailed(step=job.index.step, problem=self._problem))
         except Exception as error:
             log.warning("step %d is not saved: %s", job.index.step, error)
             self._problem = f"{type(error).__name__}: {error}"
@@ -268,7 +275,7 @@ class Saver:
             return {"part": ""}
         path = job.directory / layout.part_name(self._world.rank)
         try:
-            part = write_part(path, job.data, slices=job.slices, is_discarded=self._is_discarded.is_set)
+            part = write_part(path, job.data, slices=job.slices, is_discarded=job.is_discarded.is_set)
         except OSError as error:
             return {"problem": f"{path}: {error.strerror or error}"}
         return {"part": layout.render_part(part)}
@@ -303,13 +310,13 @@ class Saver:
                 note = json.loads(self._channel.read(f"rank/{rank}") or "{}")
                 if note.get("serial") == job.serial and len(note) > 1:
                     notes[rank] = note
-            if self._is_discarded.is_set():
+            if job.is_discarded.is_set():
                 raise DiscardedError
             if time.monotonic() > deadline:
                 missing = [self._world.name_of(rank) for rank in range(self._world.size) if rank not in notes]
                 return [], f"not written after {self._timeout_s:.0f} s by {', '.join(missing[:8])}"
             if len(notes) < self._world.size:
-                self._is_discarded.wait(pause_s)
+                job.is_discarded.wait(pause_s)
                 pause_s = min(1.5 * pause_s, _LOOK_S[1])
         return sorted(notes.items()), None
 

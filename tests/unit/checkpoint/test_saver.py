@@ -1,6 +1,7 @@
 """What is written in the background: whole, of its step, with room, or nothing."""
 
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,9 +9,11 @@ import pytest
 import torch
 
 from tests.alone import Alone, PlainRun, open_saver, save_at
+from toolkit import storage
 from toolkit.checkpoint import layout
 from toolkit.checkpoint.reader import TensorReader
 from toolkit.checkpoint.saver import Saved, SaveFailed
+from toolkit.checkpoint.upload import Mirror, list_remote
 from toolkit.errors import CheckpointError
 
 NUM_ELEMENTS = 100_000
@@ -127,23 +130,47 @@ def test_room_is_made_by_what_is_superfluous_then_but_never_by_the_last(small_di
     assert layout.list_steps(small_disk) == [3]
 
 
-def test_what_was_discarded_or_left_by_a_killed_attempt_is_never_taken_and_is_cleared_away(tmp_path: Path) -> None:
+def test_what_was_discarded_is_never_taken_and_a_newer_step_can_be_saved_at_once(tmp_path: Path) -> None:
     world, run = Alone(), save_at(tmp_path, [1])
     saver = open_saver(tmp_path, world=world)
     run.train(1)
     world.channel.is_open.clear()
     run.save(saver)
-    saver._is_discarded.set()
-    world.channel.is_open.set()
+    threading.Timer(0.1, world.channel.is_open.set).start()
     saver.discard()
     assert saver.finish(10) == "discarded"
+    assert saver.poll() == SaveFailed(step=2, problem="discarded")
     assert layout.list_steps(tmp_path) == [1]
-    assert len(layout.list_partial(tmp_path)) == 1
-    (layout.partial_dir(tmp_path, step=7, token="x")).mkdir()
-    run.save(again := open_saver(tmp_path))
-    assert again.finish(10) is None
-    assert layout.list_partial(tmp_path) == []
-    assert layout.list_steps(tmp_path) == [1, 2]
+    run.train(1)
+    run.save(saver)
+    assert saver.finish(10) is None
+    assert layout.list_steps(tmp_path) == [1, 3]
+
+
+def test_what_a_killed_attempt_has_left_is_cleared_away(tmp_path: Path) -> None:
+    stale = layout.partial_dir(tmp_path, step=7, token="x")
+    stale.mkdir()
+    (stale / layout.part_name(0)).write_bytes(b"half")
+    assert PlainRun().load(tmp_path) is None
+    save_at(tmp_path, [1])
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_each_whole_checkpoint_goes_to_the_mirror(tmp_path: Path) -> None:
+    url = "memory://saver-mirror"
+    run, saver = PlainRun(), open_saver(tmp_path, keep=1, mirror=Mirror(url, tmp_path, keep=2, keep_every=None))
+    for _ in range(3):
+        run.train(1)
+        run.save(saver)
+        assert saver.finish(10) is None
+    saver.close()
+    assert max(list_remote(url)) == 3
+    assert layout.list_steps(tmp_path) == [3]
+    other = PlainRun()
+    loaded = other.load(tmp_path / "elsewhere", mirror=Mirror(url, tmp_path / "elsewhere", keep=2, keep_every=None))
+    assert loaded is not None
+    assert loaded.index.step == 3
+    storage.remove_tree(url)
 
 
 def test_old_checkpoints_go_and_a_step_that_is_done_again_replaces_its_checkpoint(tmp_path: Path) -> None:
