@@ -40,7 +40,7 @@ from toolkit.plan.split import split_layers
 from toolkit.rundir import RunDir
 from toolkit.train.cadence import failure_rate
 from toolkit.train.loop import End, Outcome, Surroundings, Training
-from toolkit.train.stop import JobClock, Judge, StopFlag
+from toolkit.train.stop import JobClock, StopJudge, StopFlag
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def _attempt(cfg: RunConfig, run_dir: RunDir, world: World, stop: StopFlag, form
     if world.rank == 0:
         begin_attempt(run_dir, record)
     with contextlib.closing(JobClock(_ask_for_deadline())) if world.rank == 0 else nullcontext() as clock:
-        judge = Judge(stop, clock, reserve_s=cfg.cluster.signal_delay_s)
+        judge = StopJudge(stop, clock, reserve_s=cfg.cluster.signal_delay_s)
         training = Training(cfg, _surround(cfg, run_dir, world, judge, formatter))
         if world.rank == 0:
             _tell_start(run_dir, record.attempt, step=training.step)
@@ -123,7 +123,7 @@ def _guard_run(run_dir: RunDir, attempt: str) -> None:
         raise RunError(f"attempt {newest} has begun\n  attempt {attempt} was given up by the scheduler, and ends here")
 
 
-def _surround(cfg: RunConfig, run_dir: RunDir, world: World, judge: Judge, formatter: RankFormatter) -> Surroundings:
+def _surround(cfg: RunConfig, run_dir: RunDir, world: World, judge: StopJudge, formatter: RankFormatter) -> Surroundings:
     assert cfg.parallel.stages is not None, "parallel.stages is not resolved"
     costs = layer_costs(cfg.model, seq_len=cfg.data.seq_len)
     is_gpu = world.device.type == "cuda"

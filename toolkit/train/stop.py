@@ -85,7 +85,7 @@ class JobClock:
             self._wake.clear()
 
 
-class Judge:
+class StopJudge:
     """Says on each rank what it knows of a reason to stop; rank 0 knows the clock as well."""
 
     def __init__(self, flag: StopFlag, clock: JobClock | None, *, reserve_s: float) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from toolkit.errors import ClusterError
-from toolkit.train.stop import JobClock, Judge, Stop, StopFlag, needed_s
+from toolkit.train.stop import JobClock, StopJudge, Stop, StopFlag, needed_s
 
 NOW = 1_000_000.0
 RESERVE_S = 120.0
@@ -34,7 +34,7 @@ def flag() -> Iterator[StopFlag]:
 
 
 def reason(flag: StopFlag, clock: Clock | None, *, step_s: float = 1.0, save_s: float | None = 5.0) -> Stop:
-    judge = Judge(flag, clock, reserve_s=RESERVE_S)  # type: ignore[arg-type]
+    judge = StopJudge(flag, clock, reserve_s=RESERVE_S)  # type: ignore[arg-type]
     judge.hear(flag.reason)
     return judge.reason(now=NOW, step_s=step_s, save_s=save_s)
 
@@ -69,7 +69,7 @@ def test_the_same_signal_far_from_the_limit_is_somebodys_wish(flag: StopFlag) ->
 
 def test_a_warning_that_only_another_rank_got_reaches_the_clock(flag: StopFlag) -> None:
     clock = Clock(3600)
-    judge = Judge(flag, clock, reserve_s=RESERVE_S)  # type: ignore[arg-type]
+    judge = StopJudge(flag, clock, reserve_s=RESERVE_S)  # type: ignore[arg-type]
     for _ in range(3):
         judge.hear(Stop.WARNED)
     assert clock.answers == 1
@@ -80,7 +80,7 @@ def test_a_warning_that_only_another_rank_got_reaches_the_clock(flag: StopFlag) 
 def test_a_warning_waits_for_the_deadline_as_it_is_now(flag: StopFlag) -> None:
     clock = Clock(3600)
     clock.ask_now = lambda: None  # type: ignore[method-assign]  # the answer is on its way
-    judge = Judge(flag, clock, reserve_s=RESERVE_S)  # type: ignore[arg-type]
+    judge = StopJudge(flag, clock, reserve_s=RESERVE_S)  # type: ignore[arg-type]
     judge.hear(Stop.WARNED)
     assert judge.reason(now=NOW, step_s=1.0, save_s=1.0) is Stop.NONE
     clock.answers, clock.deadline = 1, NOW + 100
