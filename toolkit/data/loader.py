@@ -93,7 +93,7 @@ class StepLoader:
         )
         self._dtype = np.result_type(*(stream.dtype for stream in streams))
         self._seq_len = seq_len
-        self._batch = batch
+        self.batch = batch
         self._shuffle = shuffle
         self._replica_split = replica_split
         self._document_end = document_end
@@ -117,7 +117,7 @@ class StepLoader:
             for place, view in zip(places.tolist(), views, strict=True):
                 rows[place] = view
         tokens, labels = self._copy(rows[:, :-1], torch.int64), self._copy(rows[:, 1:], torch.int64)
-        size = self._batch.micro_batch
+        size = self.batch.micro_batch
         slices = [slice(row, row + size) for row in range(0, len(samples), size)]
         if self._document_end is None:
             return [(tokens[part], labels[part]) for part in slices]
@@ -132,7 +132,7 @@ class StepLoader:
         Returns:
             The dataset of each sample, and its number there: int64 [samples_per_step / replicas].
         """
-        batch = self._batch
+        batch = self.batch
         first = step * batch.samples_per_step
         if self._replica_split == "index":
             places = batch.positions(replica=replica, micro_index=0)
@@ -155,12 +155,12 @@ class StepLoader:
 
     def count_epochs(self, num_steps: int) -> list[float]:
         """Tell how often a run of so many steps goes through each dataset."""
-        counts = count_dealt(num_steps * self._batch.samples_per_step, shares=self._shares)
+        counts = count_dealt(num_steps * self.batch.samples_per_step, shares=self._shares)
         return [count / num_samples for count, num_samples in zip(counts, self.num_samples, strict=True)]
 
     def shards_ahead(self, step: int) -> list[tuple[ShardEntry, ...]]:
         """List the shards of each dataset, those first that the steps from this one on need first: for a cache."""
-        first = self._skips.position(step * self._batch.samples_per_step)
+        first = self._skips.position(step * self.batch.samples_per_step)
         members, samples = self._find(first, min(_LOOK_AHEAD, sum(self.num_samples)))
         ahead = []
         for member, stream in enumerate(self._streams):

@@ -6,6 +6,7 @@ of the checkpoint that the run goes on from, so a step that is done with reads t
 and a checkpoint of step N has read the first N * samples_per_step positions of what is left, whatever is known later.
 """
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -65,8 +66,9 @@ class Skips:
         """Give the positions of the samples read as numbers [first, first + count), in unbroken pieces."""
         inside = self._firsts[(self._firsts > first) & (self._firsts < first + count)]
         cuts = [first, *inside.tolist(), first + count]
-        pieces = zip(cuts[:-1], cuts[1:], strict=True)
-        return [range(self.position(begin), self.position(begin) + end - begin) for begin, end in pieces]
+        return [
+            range(self.position(begin), self.position(begin) + end - begin) for begin, end in itertools.pairwise(cuts)
+        ]
 
     def range_of_steps(self, first_step: int, stop_step: int, *, samples_per_step: int) -> tuple[int, int]:
         """Give the range of positions from the first sample of a step to the last one before another."""
@@ -85,7 +87,9 @@ def join_skips(lines: Sequence[Skip]) -> Skips:
 def group_samples(members: Indices, samples: Indices, *, names: Sequence[str]) -> dict[str, list[int]]:
     """List samples by the name of their dataset."""
     return {
-        name: samples[members == member].tolist() for member, name in enumerate(names) if bool((members == member).any())
+        name: samples[members == member].tolist()
+        for member, name in enumerate(names)
+        if bool((members == member).any())
     }
 
 
