@@ -98,8 +98,7 @@ class Judge:
             return _GO_ON
         first = self._first_spike = step if self._first_spike is None else self._first_spike
         if step - first + 1 < self._section.spike_patience:
-            log.warning("the loss of step %d is %.4g, and %.4g at most is usual", step + 1, result.loss, highest)
-            return _GO_ON
+            return Verdict(act=Act.GO_ON, reason=f"the loss of step {step + 1} is {result.loss:.4g}, a spike")
         reason = (
             f"the losses of steps {first + 1} to {step + 1} are above {highest:.4g}, the newest is {result.loss:.4g}"
         )
@@ -204,8 +203,8 @@ class Guard:
     def judge(self, step: int, result: StepResult, *, saved_steps: Callable[[], Sequence[int]]) -> Verdict:
         """Say what follows from a step: see `Judge.judge`; the same on every rank."""
         verdict = self._judge.judge(step, result, saved_steps=saved_steps)
-        if verdict.act is not Act.GO_ON and self._world.rank == 0:
-            log.warning("%s: %s", verdict.reason, _say(verdict))
+        if verdict.reason and self._world.rank == 0:
+            log.warning("%s%s", verdict.reason, _say(verdict))
         return verdict
 
     def keep(self, step: int, micro_batches: Sequence[MicroBatch], result: StepResult, *, saved_step: int) -> None:
@@ -297,12 +296,15 @@ def _read_past(run_dir: RunDir) -> tuple[tuple[Skip, ...], list[float]]:
 
 
 def _say(verdict: Verdict) -> str:
+    if verdict.act is Act.GO_ON:
+        return ""
     if verdict.act is Act.GIVE_UP:
-        return "the run gives up"
-    left_out = f"the samples of steps {verdict.first_step + 1} to {verdict.stop_step} are left out"
+        return ": the run gives up"
+    first, last = verdict.first_step + 1, verdict.stop_step
+    left_out = f"the samples of step{f's {first} to {last}' if first < last else f' {first}'} are left out"
     if verdict.back_to is None:
-        return f"nothing was learned, {left_out}"
-    return f"back to step {verdict.back_to}, {left_out}"
+        return f": nothing was learned, {left_out}"
+    return f": back to step {verdict.back_to}, {left_out}"
 
 
 def _write_samples(path: Path, micro_batches: Sequence[MicroBatch], chosen: Sequence[int]) -> None:
