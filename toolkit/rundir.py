@@ -63,6 +63,15 @@ class RunDir:
         return self.root / "metrics.jsonl"
 
     @property
+    def skips_path(self) -> Path:
+        """Samples that the run leaves out, and why (JSON lines)."""
+        return self.root / "skips.jsonl"
+
+    def bad_step_dir(self, step: int, *, position: int) -> Path:
+        """What a step read that was not applied; it began at a position of the order."""
+        return self.root / "bad_steps" / f"step-{step:08d}-at-{position}"
+
+    @property
     def wandb_dir(self) -> Path:
         """W&B's own files; wandb makes a folder of that name inside what it is given."""
         return self.root / "wandb"

@@ -193,6 +193,29 @@ class CheckpointSection:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class FaultsSection:
+    """What a run does about bad numbers, hangs and slow ranks."""
+
+    max_bad_steps: Count = 3
+    """Tries of a step, each with other samples, whose loss or gradient is not finite before the run goes back to a
+    checkpoint. Such a try changes no weight, and its samples are left out for good."""
+    spike_limit: Positive | None = 10.0
+    """A step's loss is a spike where it is above the median of the newest 128 by so many standard deviations, which are
+    estimated robustly. None: no loss is too high; for data that changes its kind along the way."""
+    spike_patience: Count = 10
+    """Spikes in a row before the run goes back to a checkpoint from before them and leaves their samples out."""
+    max_rollbacks: Natural = 5
+    """How often a run may go back to a checkpoint before it is left FAILED."""
+    hang_min_s: Duration = 120
+    """Shortest time without progress that is called a hang; the run learns how long its steps, saves and evaluations
+    take, and waits for several times as long."""
+    hang_start_s: Duration = 1800
+    """Time without progress that is called a hang where nothing is known yet: first step, first save, load."""
+    straggler_ratio: Annotated[float, Range(1.01)] = 1.3
+    """A rank is named slow where it computes so many times as long as the median of those with the same layers."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class MonitorSection:
     """What is written about the run while it goes."""
 
@@ -279,6 +302,7 @@ class RunConfig:
     parallel: ParallelSection = field(default_factory=ParallelSection)
     batch: BatchSection = field(default_factory=BatchSection)
     checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
+    faults: FaultsSection = field(default_factory=FaultsSection)
     monitor: MonitorSection = field(default_factory=MonitorSection)
     cluster: ClusterSection = field(default_factory=ClusterSection)
     health: HealthSection = field(default_factory=HealthSection)
