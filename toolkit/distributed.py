@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 
-from toolkit.errors import ToolkitError, TryAgainError
+from toolkit.errors import LostPeersError, ToolkitError, TryAgainError
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class Channel:
         """Leave a note that every rank can read; a former one under the same key is replaced.
 
         Raises:
-            TryAgainError: rank 0, which keeps the notes, is gone or does not answer.
+            LostPeersError: rank 0, which keeps the notes, is gone or does not answer.
         """
         with self._naming():
             self._store.set(f"{self._name}/{key}", note)
@@ -101,7 +101,7 @@ class Channel:
         """Read a note; None: it has not been left yet.
 
         Raises:
-            TryAgainError: rank 0 is gone or does not answer.
+            LostPeersError: rank 0 is gone or does not answer.
         """
         with self._naming():
             if not self._store.check([f"{self._name}/{key}"]):
@@ -114,7 +114,7 @@ class Channel:
         try:
             yield
         except RuntimeError as error:
-            raise TryAgainError(f"rank 0 does not answer\n  {_first_line(error)}\n  see its log") from error
+            raise LostPeersError(f"rank 0 does not answer\n  {_first_line(error)}\n  see its log") from error
 
 
 class World:
@@ -137,7 +137,7 @@ class World:
         """Take the largest of each value over all ranks; every rank gets the same list.
 
         Raises:
-            TryAgainError: ranks did not arrive; the text names them.
+            LostPeersError: ranks did not arrive; the text names them.
         """
         tensor = torch.tensor(values, dtype=torch.int64)
         with self._naming("agree"):
@@ -187,10 +187,10 @@ class World:
         except RuntimeError as error:
             raise self.lost_peers(act, error) from error
 
-    def lost_peers(self, act: str, error: BaseException) -> TryAgainError:
+    def lost_peers(self, act: str, error: BaseException) -> LostPeersError:
         """Turn the failure of a collective into an error that names the ranks that did not take part."""
         names = ", ".join(self.name_of(rank) for rank in self.missing()) if hasattr(self, "_hosts") else ""
-        return TryAgainError(
+        return LostPeersError(
             f"{act}: {names or 'a rank'} did not take part\n  {_first_line(error)}\n"
             "  see the log of that rank; the job may be requeued"
         )

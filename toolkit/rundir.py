@@ -23,6 +23,11 @@ class RunDir:
         return self.root / "config.yaml"
 
     @property
+    def asked_path(self) -> Path:
+        """Configuration as it was asked for, what the planner decides left open: for a resume on other nodes."""
+        return self.root / "asked.yaml"
+
+    @property
     def plan_path(self) -> Path:
         """What was expected of the run, with reasons."""
         return self.root / "plan.txt"
@@ -48,9 +53,23 @@ class RunDir:
         return self.root / "attempts.jsonl"
 
     @property
+    def halt_path(self) -> Path:
+        """There while the user wants the run to stand still: who stops it leaves the reason in it."""
+        return self.root / "halt"
+
+    @property
     def metrics_path(self) -> Path:
         """One line a step (JSON lines)."""
         return self.root / "metrics.jsonl"
+
+    @property
+    def skips_path(self) -> Path:
+        """Samples that the run leaves out, and why (JSON lines)."""
+        return self.root / "skips.jsonl"
+
+    def bad_step_dir(self, step: int, *, position: int) -> Path:
+        """What a step read that was not applied; it began at a position of the order."""
+        return self.root / "bad_steps" / f"step-{step:08d}-at-{position}"
 
     @property
     def wandb_dir(self) -> Path:

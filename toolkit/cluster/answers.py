@@ -70,7 +70,8 @@ def parse_job(text: str, *, exit_note: Callable[[Path], str]) -> JobStatus:
     restarts = int(fields.get("Restarts") or 0)
     if state is JobState.PENDING and restarts:
         state = JobState.REQUEUED
-    failed = state in {JobState.FAILED, JobState.NODE_FAIL, JobState.OUT_OF_MEMORY}
+    # an epilogue asks while its job still counts as running
+    ended = state not in {JobState.PENDING, JobState.REQUEUED, JobState.COMPLETED}
     return JobStatus(
         job_id=fields.get("JobId", ""),
         state=state,
@@ -80,7 +81,7 @@ def parse_job(text: str, *, exit_note: Callable[[Path], str]) -> JobStatus:
         submit_time=_timestamp(fields.get("SubmitTime")),
         start_time=_timestamp(fields.get("StartTime")),
         end_time=_timestamp(fields.get("EndTime")),
-        exit_note=exit_note(Path(fields.get("StdOut", ""))) if failed else "",
+        exit_note=exit_note(Path(fields.get("StdOut", ""))) if ended else "",
         can_requeue=fields.get("Requeue") != "0",
         exclude=tuple(expand_nodes(fields.get("ExcNodeList", ""))),
         time_limit_s=parse_time(fields.get("TimeLimit", "")),
@@ -88,11 +89,12 @@ def parse_job(text: str, *, exit_note: Callable[[Path], str]) -> JobStatus:
 
 
 def read_exit_note(batch_log: Path) -> str:
-    """Find the first task that srun saw end badly: `rank 3 on node2: Killed`."""
+    """Find the first task of the newest attempt that srun saw end badly: `rank 3 on node2: Killed`."""
     if not batch_log.is_file():
         return ""
     pattern = re.compile(r"srun: error: (\S+): tasks? (\d+)\S*: (.+)")
-    matches = pattern.findall(batch_log.read_text(encoding="utf-8", errors="replace"))
+    text = batch_log.read_text(encoding="utf-8", errors="replace")
+    matches = pattern.findall(re.split(r"^attempt \S+$", text, flags=re.MULTILINE)[-1])
     return f"rank {matches[0][1]} on {matches[0][0]}: {matches[0][2]}" if matches else ""
 
 

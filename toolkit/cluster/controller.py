@@ -149,6 +149,7 @@ class Controller:
         if attempt.code is None:
             return None
         if self.spec["epilogue"] and attempt.epilogue is None:
+            self._tell(exit_note=attempt.note)
             attempt.epilogue = self._start_epilogue(attempt)
         code = attempt.epilogue.exit_code if attempt.epilogue else attempt.code
         return None if code is None else self._judge(attempt, code)

@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -22,7 +21,7 @@ from typing import Any
 import psutil
 
 from toolkit import storage
-from toolkit.cluster.base import JobSpec, JobState, JobStatus, Node, PartitionLimits
+from toolkit.cluster.base import JobSpec, JobState, JobStatus, Node, PartitionLimits, check_signal
 from toolkit.errors import ClusterError
 
 PARTITION = "local"
@@ -41,7 +40,8 @@ class LocalCluster:
     def render(self, spec: JobSpec) -> str:
         """Write the script of a task, or of the epilogue; the controller sets the variables of Slurm before it."""
         exports = [f"export {name}={shlex.quote(value)}" for name, value in spec.env.items()]
-        lines = ["#!/bin/bash", "set -euo pipefail", f"cd {shlex.quote(str(spec.work_dir))}"]
+        # a warning that comes before Python listens must not kill a rank
+        lines = ["#!/bin/bash", "set -euo pipefail", "trap '' USR2", f"cd {shlex.quote(str(spec.work_dir))}"]
         line = spec.epilogue_line
         after = [f'if [ "${{1:-}}" = epilogue ]; then exec {line} "$2"; fi'] if line else []
         return "\n".join([*lines, *exports, *spec.setup, *after, f"exec {spec.command_line}", ""])
@@ -124,7 +124,7 @@ class LocalCluster:
 
     def signal(self, job_id: str, name: str) -> None:
         """Ask the controller to signal the tasks."""
-        assert f"SIG{name}" in signal.Signals.__members__, f"there is no signal {name}"
+        check_signal(name)
         self._request(job_id, f"signal:{name}")
 
     def cancel(self, job_id: str) -> None:

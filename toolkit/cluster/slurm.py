@@ -12,7 +12,6 @@ import os
 import random
 import re
 import shlex
-import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -20,16 +19,22 @@ from pathlib import Path
 
 from toolkit import storage
 from toolkit.cluster.answers import expand_nodes, parse_jobs, parse_nodes, parse_partitions, parse_state, read_exit_note
-from toolkit.cluster.base import JobSpec, JobState, JobStatus, Node, PartitionLimits
+from toolkit.cluster.base import JobSpec, JobState, JobStatus, Node, PartitionLimits, check_signal
 from toolkit.errors import ClusterError
 
 log = logging.getLogger(__name__)
 
-_PATIENCE_S = 10.0
+PATIENCE_S = 10.0
 _TIMEOUT_S = 60
 _LONGEST_PAUSE_S = 20.0
 _RANK_LOG = "@RANK_LOG@"
-_PASSING = ("Unable to contact", "Socket timed out", "Connection refused", "Resource temporarily unavailable")
+_PASSING = (
+    "Unable to contact",
+    "Socket timed out",
+    "Connection refused",
+    "Resource temporarily unavailable",
+    "Unexpected message received",  # scontrol requeue, when nobody listens
+)
 
 
 class SlurmCluster:
@@ -41,7 +46,7 @@ class SlurmCluster:
 
     name = "slurm"
 
-    def __init__(self, *, patience_s: float = _PATIENCE_S) -> None:
+    def __init__(self, *, patience_s: float = PATIENCE_S) -> None:
         self.patience_s = patience_s
 
     def render(self, spec: JobSpec) -> str:
@@ -69,7 +74,13 @@ class SlurmCluster:
             stderr_to_stdout=True,
             setup=_setup(spec),
             additional_parameters=_parameters(spec),
-            srun_args=["--kill-on-bad-exit=1", "--wait=60", "--output", _RANK_LOG, *spec.srun_extra],
+            srun_args=[
+                f"--kill-on-bad-exit={0 if spec.epilogue else 1}",
+                "--wait=60",
+                "--output",
+                _RANK_LOG,
+                *spec.srun_extra,
+            ],
         )
         # srun's file names know the job's id but not how often it was requeued; submitit quotes variables.
         logs = _attempt_logs(spec)
@@ -126,7 +137,7 @@ class SlurmCluster:
 
     def signal(self, job_id: str, name: str) -> None:
         """Signal the tasks; without --batch and --full the batch shell is left alone."""
-        assert f"SIG{name}" in signal.Signals.__members__, f"there is no signal {name}"
+        check_signal(name)
         self._call(["scancel", f"--signal={name}", job_id], act=f"signal job {job_id}")
 
     def cancel(self, job_id: str) -> None:

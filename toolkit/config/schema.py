@@ -175,8 +175,9 @@ class BatchSection:
 class CheckpointSection:
     """When state is saved, and what is kept."""
 
-    save_every: Count = 1000
-    """Steps between saves; a stop and the end of the run save too."""
+    save_every: Count | Literal["auto"] = "auto"
+    """Steps between saves; a stop and the end of the run save too. auto: as often as failures that were seen make it
+    worth what a save was measured to cost."""
     keep: Count = 2
     """Newest checkpoints that are kept."""
     keep_every: Count | None = None
@@ -189,6 +190,29 @@ class CheckpointSection:
     def mirror_url(self) -> str | None:
         """Where checkpoints are copied to; None: `dir` is no URL."""
         return None if self.dir is None or storage.is_local(self.dir) else self.dir
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FaultsSection:
+    """What a run does about bad numbers, hangs and slow ranks."""
+
+    max_bad_steps: Count = 3
+    """Tries of a step, each with other samples, whose loss or gradient is not finite before the run goes back to a
+    checkpoint. Such a try changes no weight, and its samples are left out for good."""
+    spike_limit: Positive | None = 10.0
+    """A step's loss is a spike where it is above the median of the newest 128 by so many standard deviations, which are
+    estimated robustly. None: no loss is too high; for data that changes its kind along the way."""
+    spike_patience: Count = 10
+    """Spikes in a row before the run goes back to a checkpoint from before them and leaves their samples out."""
+    max_rollbacks: Natural = 5
+    """How often a run may go back to a checkpoint before it is left FAILED."""
+    hang_min_s: Duration = 120
+    """Shortest time without progress that is called a hang; the run learns how long its steps, saves and evaluations
+    take, and waits for several times as long."""
+    hang_start_s: Duration = 1800
+    """Time without progress that is called a hang where nothing is known yet: first step, first save, load."""
+    straggler_ratio: Annotated[float, Range(1.01)] = 1.3
+    """A rank is named slow where it computes so many times as long as the median of those with the same layers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -240,9 +264,12 @@ class ClusterSection:
     mem_per_node: str | None = None
     """Memory a node in Slurm's words (500G, 0 for all). None: the site's default."""
     signal_delay_s: Count = 120
-    """Seconds before the time limit at which the job is told to save and requeue."""
+    """Seconds before the time limit at which the scheduler warns the job. The run stops just in time for a save, from
+    what saves took; as long as none was measured, this is what it keeps for one."""
     max_requeues: Natural = 100
-    """Restarts a run may use up before it is left FAILED."""
+    """Restarts that the run may use up by itself after a submission."""
+    max_fruitless: Count = 3
+    """Attempts in a row that may fail without getting further, before the run is left FAILED."""
     setup: list[str] = field(default_factory=list)
     """Shell lines run on each job's first node before the ranks start (module load ...)."""
     env: dict[str, str] = field(default_factory=dict)
@@ -251,6 +278,17 @@ class ClusterSection:
     """Further #SBATCH flags, name without dashes; true for a flag without a value."""
     srun_extra: list[str] = field(default_factory=list)
     """Further srun arguments."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HealthSection:
+    """Looking at the nodes before a training."""
+
+    enabled: Literal["auto", "always", "never"] = "auto"
+    """Probe every node before the first step, and leave out bad ones next time. auto: where a run has several nodes."""
+    limits: dict[str, float] = field(default_factory=dict)
+    """Limits of the site in place of the built-in ones, by probe (docs/design.md): the least of a rate, the most of
+    anything else, {gpu matmul: 550}."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -264,8 +302,10 @@ class RunConfig:
     parallel: ParallelSection = field(default_factory=ParallelSection)
     batch: BatchSection = field(default_factory=BatchSection)
     checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
+    faults: FaultsSection = field(default_factory=FaultsSection)
     monitor: MonitorSection = field(default_factory=MonitorSection)
     cluster: ClusterSection = field(default_factory=ClusterSection)
+    health: HealthSection = field(default_factory=HealthSection)
 
     @property
     def world_size(self) -> int:

@@ -1,5 +1,6 @@
 """Batches of one replica, straight out of mapped shards, the next step's while this one is computed."""
 
+import copy
 import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +14,7 @@ from torch import Tensor
 from toolkit.data.manifest import ShardEntry
 from toolkit.data.mixture import Member, count_dealt, find_samples
 from toolkit.data.order import Indices, choose_replicas
+from toolkit.data.skips import NOTHING_SKIPPED, Skips
 from toolkit.data.stream import Locate, TokenStream, count_samples
 from toolkit.errors import DataError
 from toolkit.topology import BatchShape
@@ -91,11 +93,18 @@ class StepLoader:
         )
         self._dtype = np.result_type(*(stream.dtype for stream in streams))
         self._seq_len = seq_len
-        self._batch = batch
+        self.batch = batch
         self._shuffle = shuffle
         self._replica_split = replica_split
         self._document_end = document_end
         self._pin_memory = pin_memory
+        self._skips = NOTHING_SKIPPED
+
+    def skipping(self, skips: Skips) -> "StepLoader":
+        """Make a loader of the same run that leaves out positions."""
+        other = copy.copy(self)
+        other._skips = skips
+        return other
 
     def micro_batches(self, step: int, *, replica: int) -> list[MicroBatch]:
         """Read a step's share of a replica."""
@@ -108,7 +117,7 @@ class StepLoader:
             for place, view in zip(places.tolist(), views, strict=True):
                 rows[place] = view
         tokens, labels = self._copy(rows[:, :-1], torch.int64), self._copy(rows[:, 1:], torch.int64)
-        size = self._batch.micro_batch
+        size = self.batch.micro_batch
         slices = [slice(row, row + size) for row in range(0, len(samples), size)]
         if self._document_end is None:
             return [(tokens[part], labels[part]) for part in slices]
@@ -123,23 +132,35 @@ class StepLoader:
         Returns:
             The dataset of each sample, and its number there: int64 [samples_per_step / replicas].
         """
-        batch = self._batch
+        batch = self.batch
         first = step * batch.samples_per_step
         if self._replica_split == "index":
             places = batch.positions(replica=replica, micro_index=0)
-            return self._find(first + places.start, batch.samples_per_step // batch.replicas)
-        members, samples = self._find(first, batch.samples_per_step)
+            return self._find_read(first + places.start, batch.samples_per_step // batch.replicas)
+        members, samples = self._find_read(first, batch.samples_per_step)
         is_ours = choose_replicas(members, samples, replicas=batch.replicas) == replica
         return members[is_ours], samples[is_ours]
 
+    def samples_at(self, first: int, stop: int) -> tuple[Indices, Indices]:
+        """Say which samples stand at positions [first, stop), skipped or not: their datasets and numbers there."""
+        return self._find(first, stop - first)
+
+    def _find_read(self, first: int, count: int) -> tuple[Indices, Indices]:
+        """Find the samples that are read as numbers [first, first + count) of what is not skipped."""
+        found = [self._find(piece.start, len(piece)) for piece in self._skips.positions(first, count)]
+        if len(found) == 1:
+            return found[0]
+        members, samples = zip(*found, strict=True)
+        return np.concatenate(members), np.concatenate(samples)
+
     def count_epochs(self, num_steps: int) -> list[float]:
         """Tell how often a run of so many steps goes through each dataset."""
-        counts = count_dealt(num_steps * self._batch.samples_per_step, shares=self._shares)
+        counts = count_dealt(num_steps * self.batch.samples_per_step, shares=self._shares)
         return [count / num_samples for count, num_samples in zip(counts, self.num_samples, strict=True)]
 
     def shards_ahead(self, step: int) -> list[tuple[ShardEntry, ...]]:
         """List the shards of each dataset, those first that the steps from this one on need first: for a cache."""
-        first = step * self._batch.samples_per_step
+        first = self._skips.position(step * self.batch.samples_per_step)
         members, samples = self._find(first, min(_LOOK_AHEAD, sum(self.num_samples)))
         ahead = []
         for member, stream in enumerate(self._streams):
@@ -178,6 +199,11 @@ class PrefetchingLoader:
         batches = future.result()
         self._ahead = (step + 1, self._submit(step + 1))
         return batches
+
+    def skip(self, skips: Skips) -> None:
+        """Leave out positions from now on; what was read ahead is dropped."""
+        self._loader = self._loader.skipping(skips)
+        self._ahead = None
 
     def close(self) -> None:
         """End the thread."""

@@ -3,6 +3,7 @@
 train/loss and validation/loss: nats a token, mean over all samples of the step. train/grad_norm: before
 clipping, absent where DeepSpeed does not tell. speed/tokens_per_s: over all ranks, mean of the newest steps.
 speed/mfu: of the devices' 16-bit peak, absent on CPU. speed/data_fraction: part of the step spent reading.
+speed/slowest_ratio: computing time of the slowest rank over the median of its peers, now and then.
 memory/peak_gib: of rank 0's device. An unknown figure is absent.
 """
 
@@ -16,6 +17,7 @@ TOKENS_PER_S = "speed/tokens_per_s"
 STEP_S = "speed/step_s"
 MFU = "speed/mfu"
 DATA_FRACTION = "speed/data_fraction"
+SLOWEST = "speed/slowest_ratio"
 PEAK_GIB = "memory/peak_gib"
 VALIDATION_LOSS = "validation/loss"
 ETA_S = "eta_s"

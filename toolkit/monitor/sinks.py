@@ -44,6 +44,7 @@ class JsonlSink:
     """One line a step, flushed."""
 
     def __init__(self, path: Path, *, attempt: str) -> None:
+        self._path = path
         self._file = path.open("a", encoding="utf-8")
         self._attempt = attempt
 
@@ -53,6 +54,12 @@ class JsonlSink:
         line = {"step": step, "time": round(time.time(), 3), "attempt": self._attempt, **kept}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
+
+    def rewind(self, step: int) -> None:
+        """Drop the lines beyond a step."""
+        self._file.close()
+        rewind_jsonl(self._path, step=step)
+        self._file = self._path.open("a", encoding="utf-8")
 
     def close(self, outcome: str) -> None:
         """Close the file."""
@@ -192,6 +199,12 @@ class Sinks:
         """Hand a step to every sink that still works."""
         for sink in list(self._sinks):
             self._guard(sink, lambda sink=sink: sink.write(step, values))
+
+    def rewind(self, step: int) -> None:
+        """Go back to a step: the ones after it will be told again, which other sinks than the file can do with."""
+        for sink in self._sinks:
+            if isinstance(sink, JsonlSink):
+                sink.rewind(step)
 
     def close(self, outcome: str) -> None:
         """Close every sink."""

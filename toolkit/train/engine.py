@@ -1,6 +1,8 @@
 """Configuration -> DeepSpeed's dictionary (pure) -> an engine that runs one optimizer step."""
 
 import logging
+import math
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,12 +26,28 @@ Tensors: TypeAlias = Tensor | tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
+class BadMicroBatch:
+    """A micro-batch whose loss is no finite number."""
+
+    replica: int
+    micro_index: int
+    loss: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class StepResult:
-    """What a step gave; the loss is the mean over all labels of the step, equal on every rank."""
+    """What a step gave; equal on every rank but for `forward_s`."""
 
     loss: float
-    grad_norm: float | None
-    """Before clipping; None where DeepSpeed does not tell (ZeRO 0)."""
+    """Mean over all labels of the step."""
+    grad_norm: float
+    """Before clipping."""
+    applied: bool
+    """False: the loss or the gradient was not finite, and weights, moments and their step are as before."""
+    bad: tuple[BadMicroBatch, ...]
+    """Of a step that was not applied; empty where all losses are finite and only the gradient is not."""
+    forward_s: float
+    """Time this rank computed its forward passes, without waiting for others (with ZeRO 3 it waits for weights)."""
 
 
 class Engine(Protocol):
@@ -91,13 +109,35 @@ def _merge(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def build_optimizer(weights: Sequence[nn.Parameter], optim: OptimSection) -> torch.optim.AdamW:
+class CautiousAdamW(torch.optim.AdamW):
+    """AdamW that can be told to leave out a step.
+
+    DeepSpeed's ZeRO and bf16 optimizers leave out a step whose gradient norm is not finite; without them (ZeRO 0) it
+    calls this one in any case. It reads both attributes after a step.
+
+    Source: deepspeed 0.19.8, runtime/engine.py, _take_model_step.
+    """
+
+    overflow = False
+    _global_grad_norm: float | None = None
+
+    def expect(self, grad_norm: float) -> None:
+        """Take the norm of the coming step's gradient: the step does nothing where it is not finite."""
+        self._global_grad_norm = grad_norm
+        self.overflow = not math.isfinite(grad_norm)
+
+    def step(self, closure: Any = None) -> Any:
+        """Run a step, or leave it out."""
+        return None if self.overflow else super().step(closure)
+
+
+def build_optimizer(weights: Sequence[nn.Parameter], optim: OptimSection) -> CautiousAdamW:
     """Make AdamW with weight decay on matrices and none on vectors."""
     groups = [
         {"params": [p for p in weights if p.dim() >= 2], "weight_decay": optim.weight_decay},
         {"params": [p for p in weights if p.dim() < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
+    return CautiousAdamW(
         [group for group in groups if group["params"]],
         lr=optim.peak_lr,
         betas=(optim.beta1, optim.beta2),
@@ -127,7 +167,7 @@ def build_engine(cfg: RunConfig, *, boundaries: Sequence[int], device: torch.dev
         log.info("DeepSpeed configuration with deepspeed_extra: %s", config)
     engine, *_ = deepspeed.initialize(model=module, optimizer=build_optimizer(weights, cfg.optim), config=config)
     if isinstance(module, Pipeline):
-        return PipelineEngine(engine, module, device=device)
+        return PipelineEngine(engine, module, device=device, replicas=cfg.replicas)
     return PlainEngine(engine, module, device=device)
 
 
@@ -145,9 +185,74 @@ def _set_rate(engine: Any, learning_rate: float) -> None:
         group["lr"] = learning_rate
 
 
-def _grad_norm(engine: Any) -> float | None:
-    norm = engine.get_global_grad_norm()
-    return None if norm is None else float(norm)
+def _taint(loss: Tensor) -> Tensor:
+    """Give the same loss, whose gradient is not finite where it is not finite itself.
+
+    Then the norm of the gradient, which all ranks agree on before the optimizer runs, tells of either. A finite loss
+    is multiplied by exactly 1, and so is its gradient.
+    """
+    return loss * (1.0 + 0.0 * loss.detach())
+
+
+def _conclude(
+    engine: Any, *, loss: float, losses: Sequence[Tensor], replicas: int, clock: "ForwardClock"
+) -> StepResult:
+    """Say what came of a step; every rank calls it.
+
+    Args:
+        engine: the DeepSpeed engine.
+        loss: of the step.
+        losses: of this rank's micro-batches; none where another stage computes them.
+        replicas: the newest ranks, so many of them, are the last stage.
+        clock: measured this rank's forward passes.
+    """
+    applied = bool(engine.was_step_applied())  # the same on all ranks: it follows from the global norm
+    bad = () if applied else _find_bad(engine, losses, replicas=replicas)
+    norm = float(engine.get_global_grad_norm())
+    return StepResult(loss=loss, grad_norm=norm, applied=applied, bad=bad, forward_s=clock.total_s())
+
+
+def _find_bad(engine: Any, losses: Sequence[Tensor], *, replicas: int) -> tuple[BadMicroBatch, ...]:
+    mine = torch.zeros(engine.gradient_accumulation_steps(), dtype=torch.float32, device=engine.device)
+    if losses:
+        mine[:] = torch.stack(list(losses)).float()
+    everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(everyone, mine)
+    return tuple(
+        BadMicroBatch(replica, micro_index, loss)
+        for replica, row in enumerate(everyone[-replicas:])
+        for micro_index, loss in enumerate(row.tolist())
+        if not math.isfinite(loss)
+    )
+
+
+class ForwardClock:
+    """Times the forward passes of a module: by events of the GPU, which nobody waits for, or by the clock on a CPU."""
+
+    def __init__(self, module: nn.Module, *, device: torch.device) -> None:
+        self._is_gpu = device.type == "cuda"
+        self._begun: list[Any] = []
+        self._ended: list[Any] = []
+        module.register_forward_pre_hook(lambda *_: self._begun.append(self._now()))
+        module.register_forward_hook(lambda *_: self._ended.append(self._now()))
+
+    def restart(self) -> None:
+        """Forget what was measured."""
+        self._begun, self._ended = [], []
+
+    def total_s(self) -> float:
+        """Sum the time since `restart`; the device must have done the work."""
+        pairs = zip(self._begun, self._ended, strict=False)  # a pass that raised has no end
+        if self._is_gpu:
+            return float(sum(begun.elapsed_time(ended) for begun, ended in pairs) / 1000)
+        return float(sum(ended - begun for begun, ended in pairs))
+
+    def _now(self) -> Any:
+        if not self._is_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
 
 
 def _send(micro_batches: Sequence[MicroBatch], device: torch.device) -> Iterator[tuple[Tensors, Tensors]]:
@@ -184,18 +289,24 @@ class PlainEngine:
         self.deepspeed = engine
         self._module = module
         self._device = device
+        self._clock = ForwardClock(module, device=device)
 
     def train_step(self, micro_batches: Sequence[MicroBatch], *, learning_rate: float) -> StepResult:
         """Run one optimizer step."""
         self.deepspeed.train()
         _set_rate(self.deepspeed, learning_rate)
-        losses = []
+        self._clock.restart()
+        losses: list[Tensor] = []
         for inputs, targets in _send(micro_batches, self._device):
             loss = token_loss(self.deepspeed(inputs), targets)
-            self.deepspeed.backward(loss)
-            self.deepspeed.step()
+            self.deepspeed.backward(_taint(loss))
             losses.append(loss.detach())
-        return StepResult(self._mean(losses), _grad_norm(self.deepspeed))
+            if len(losses) == len(micro_batches):
+                self._look_ahead()
+            self.deepspeed.step()
+        replicas = dist.get_world_size()
+        loss_of_step = self._mean(losses)
+        return _conclude(self.deepspeed, loss=loss_of_step, losses=losses, replicas=replicas, clock=self._clock)
 
     def eval_loss(self, micro_batches: Sequence[MicroBatch]) -> float:
         """Average the loss without learning."""
@@ -210,6 +321,14 @@ class PlainEngine:
         """List the parameters."""
         return list(self._module.named_weights())
 
+    def _look_ahead(self) -> None:
+        """Tell our own optimizer of the gradient; it runs itself only without ZeRO."""
+        optimizer = self.deepspeed.optimizer
+        if isinstance(optimizer, CautiousAdamW):
+            # They are summed over the replicas by now, so the norm is the same on all.
+            gradients = [weight.grad for weight in self._module.parameters() if weight.grad is not None]
+            optimizer.expect(float(torch.nn.utils.get_total_norm(gradients)))
+
     def _mean(self, losses: Sequence[Tensor]) -> float:
         mean = torch.stack(list(losses)).mean()
         if dist.get_world_size() > 1:
@@ -221,16 +340,22 @@ class PlainEngine:
 class PipelineEngine:
     """Several stages: ZeRO 1. Middle stages read no data."""
 
-    def __init__(self, engine: Any, module: Pipeline, *, device: torch.device) -> None:
+    def __init__(self, engine: Any, module: Pipeline, *, device: torch.device, replicas: int) -> None:
         self.deepspeed = engine
         self._module = module
         self._device = device
+        self._replicas = replicas
+        self._clock = ForwardClock(module, device=device)
+        self._losses: list[Tensor] = []
+        module.loss_fn = self._note_loss
 
     def train_step(self, micro_batches: Sequence[MicroBatch], *, learning_rate: float) -> StepResult:
         """Run one optimizer step."""
         _set_rate(self.deepspeed, learning_rate)
-        loss = self.deepspeed.train_batch(_send(micro_batches, self._device))
-        return StepResult(float(loss), _grad_norm(self.deepspeed))
+        self._clock.restart()
+        self._losses = []
+        loss = float(self.deepspeed.train_batch(_send(micro_batches, self._device)))
+        return _conclude(self.deepspeed, loss=loss, losses=self._losses, replicas=self._replicas, clock=self._clock)
 
     def eval_loss(self, micro_batches: Sequence[MicroBatch]) -> float:
         """Average the loss without learning."""
@@ -240,3 +365,8 @@ class PipelineEngine:
     def named_weights(self) -> list[tuple[str, nn.Parameter]]:
         """List this stage's parameters."""
         return list(self._module.named_weights())
+
+    def _note_loss(self, logits_BTV: Tensor, targets: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+        loss = token_loss(logits_BTV, targets)
+        self._losses.append(loss.detach())
+        return _taint(loss)

@@ -16,6 +16,7 @@ from toolkit.data.loader import PrefetchingLoader, StepLoader, open_streams
 from toolkit.data.manifest import ShardEntry
 from toolkit.data.mixture import count_dealt, open_members
 from toolkit.data.shard import write_shard
+from toolkit.data.skips import Skips
 from toolkit.data.stream import TokenStream, locate_in
 from toolkit.errors import DataError
 from toolkit.topology import BatchShape
@@ -181,6 +182,24 @@ def test_prefetched_steps_are_the_steps_asked_for(loader: StepLoader) -> None:
             assert ours[0].equal(plain[0])
             assert ours[1].equal(plain[1])
     ahead.close()
+
+
+def test_a_loader_told_to_skip_reads_what_comes_after_on_any_number_of_replicas(tmp_path: Path) -> None:
+    dataset, _ = make_dataset(tmp_path)
+    plain = make_loader(dataset)
+    skips = Skips([(3 * 16, 4 * 16), (5 * 16 + 3, 5 * 16 + 5)])
+    ahead = PrefetchingLoader(plain, replica=1, device=torch.device("cpu"))
+    ahead.micro_batches(2)  # step 3 is being read ahead
+    ahead.skip(skips)
+    for ours, other in zip(ahead.micro_batches(3), plain.micro_batches(4, replica=1), strict=True):
+        assert ours[0].equal(other[0])
+    ahead.close()
+    skipping = plain.skipping(skips)
+    members, samples = plain.samples_at(5 * 16, 7 * 16)
+    kept = np.delete(samples, [3, 4])[:16]
+    assert np.concatenate([skipping.choose(4, replica=replica)[1] for replica in (0, 1)]).tolist() == kept.tolist()
+    assert skipping.choose(2, replica=0)[1].tolist() == plain.choose(2, replica=0)[1].tolist()
+    assert members.tolist() == [0] * 32
 
 
 def test_what_the_thread_raises_reaches_the_step_that_needs_it(tmp_path: Path) -> None:
