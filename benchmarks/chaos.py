@@ -172,7 +172,7 @@ class Chaos:
 
 
 def measure(records: Sequence[Record], attempts: Sequence[Attempt], observer: Observer) -> None:
-    """Fill in what each fault cost: attempts.jsonl says when attempts ended and began, the observer when they trained.
+    """Fill in what each fault cost: attempts.jsonl says when attempts ended, the observer when they began and trained.
 
     Detection is from the fault to the end of the ranks, requeue from there to the start of the next ones, start-up to
     their first step but for the load of the checkpoint.
@@ -184,13 +184,14 @@ def measure(records: Sequence[Record], attempts: Sequence[Attempt], observer: Ob
         if survivor is None or survivor.attempt not in observer.firsts or record.kind in IN_PLACE:
             continue
         first_time = observer.firsts[survivor.attempt][0]
+        start_time = observer.starts.get(survivor.attempt, survivor.start_time)
         hit = [by_name[name] for name in record.hit if name in by_name]
         ended = hit[-1].end_time if hit and hit[-1].end_time is not None else None
         load_s = survivor.seconds.get("load")
         record.seconds = {
             "detection": None if ended is None else max(0.0, ended - record.time),
-            "requeue": survivor.start_time - (record.time if ended is None else max(ended, record.time)),
-            "start-up": first_time - survivor.start_time - (load_s or 0.0),
+            "requeue": start_time - (record.time if ended is None else max(ended, record.time)),
+            "start-up": first_time - start_time - (load_s or 0.0),
             "load": load_s,
             "total": first_time - record.time,
         }
