@@ -39,7 +39,7 @@ LAYOUTS: list[Layout] = [
     (1, 4, 0), (1, 4, 1), (1, 4, 2), (1, 4, 3), (2, 2, 1), (4, 1, 1),
 ]  # fmt: skip
 TIED: list[Layout] = [(1, 1, 0), (1, 2, 3), (1, 4, 1), (2, 2, 1), (4, 1, 1)]
-BF16 = [where for where in LAYOUTS if where[2] > 0]
+BF16: list[Layout] = [(1, 1, 1), (1, 2, 1), (1, 2, 2), (1, 2, 3), (2, 1, 1), (1, 4, 3), (2, 2, 1)]
 
 
 def configure(where: Layout, *, tied: bool, precision: str) -> RunConfig:

@@ -214,7 +214,8 @@ class Training:
         try:
             self._start_save()
         except CheckpointError as error:
-            log.warning("step %d is not saved; training goes on: %s", self.step, error)
+            if self.around.world.rank == 0:  # all ranks have the same error
+                log.warning("step %d is not saved; training goes on: %s", self.step, error)
 
     def _save_last(self) -> None:
         """See to it that the last step is saved before leaving."""
