@@ -163,6 +163,10 @@ class World:
         """Say a rank with its node: `rank 3 on node2`."""
         return f"rank {rank} on {self._hosts[rank]}"
 
+    def node_of(self, rank: int) -> str:
+        """Say on which node a rank is."""
+        return str(self._hosts[rank])
+
     def missing(self) -> list[int]:
         """List the ranks that do not answer: dead, or stuck. Takes a few seconds; for use after a failure."""
         try:

@@ -39,13 +39,17 @@ LAYOUTS: list[Layout] = [
     (1, 4, 0), (1, 4, 1), (1, 4, 2), (1, 4, 3), (2, 2, 1), (4, 1, 1),
 ]  # fmt: skip
 TIED: list[Layout] = [(1, 1, 0), (1, 2, 3), (1, 4, 1), (2, 2, 1), (4, 1, 1)]
-BF16 = [where for where in LAYOUTS if where[2] > 0]
+BF16: list[Layout] = [(1, 1, 1), (1, 2, 1), (1, 2, 2), (1, 2, 3), (2, 1, 1), (1, 4, 3), (2, 2, 1)]
 
 
 def configure(where: Layout, *, tied: bool, precision: str) -> RunConfig:
     stages, replicas, zero_stage = where
     cfg = make_config(stages=stages, replicas=replicas, zero_stage=zero_stage, tied=tied, precision=precision)
-    return dataclasses.replace(cfg, run=dataclasses.replace(cfg.run, tokens=NUM_STEPS * SAMPLES * SEQ_LEN))
+    return dataclasses.replace(
+        cfg,
+        run=dataclasses.replace(cfg.run, tokens=NUM_STEPS * SAMPLES * SEQ_LEN),
+        batch=dataclasses.replace(cfg.batch, micro_batch=4),  # fewer passes: 4500 steps follow a load
+    )
 
 
 def place(directory: Path, where: Layout) -> Path:

@@ -37,6 +37,43 @@ def check(world: Any, directory: str, bad_rank: int, limits: dict[str, float]) -
     return health.bad_nodes, {verdict.probe for verdict in health.verdicts}
 
 
+def attempt_twice(world: Any, root: str) -> list[str]:
+    """Begin two attempts of a run on nodes of which the second has no usable temporary directory."""
+    import os
+
+    from toolkit.config.load import load_config
+    from toolkit.errors import TryAgainError
+    from toolkit.launch.health import is_wanted, refuse_bad_nodes
+    from toolkit.rundir import RunDir
+
+    lax = ", ".join(f"{probe}: {limit}" for probe, limit in LAX.items())
+    settings = [f"run.root={root}", "run.name=one", f"health.limits={{{lax}}}", "cluster.nodes=3"]
+    cfg = load_config(None, overrides=settings).config
+    assert is_wanted(cfg)
+    world.place = dataclasses.replace(world.place, node=f"node{world.rank + 1}", local_rank=0, local_size=1)
+    environ = {**os.environ, "TMPDIR": "/proc" if world.rank == 1 else root}
+    said = []
+    for _ in range(2):
+        try:
+            refuse_bad_nodes(cfg, RunDir(Path(root) / "one"), world, environ=environ)
+            said.append("goes on")
+        except TryAgainError as error:
+            said.append(str(error))
+    return said
+
+
+def test_an_attempt_ends_for_a_bad_node_once_and_goes_on_with_it_where_it_cannot_be_avoided(tmp_path: Path) -> None:
+    from toolkit.launch.nodes import NodeLedger
+
+    found = run_ranks(attempt_twice, world_size=3, args=(str(tmp_path),))
+    first, second = found[0]
+    assert first.startswith("bad nodes: node2: disk: /proc: cannot write")
+    assert second == "goes on"
+    assert found == [found[0]] * 3
+    (event,) = NodeLedger(tmp_path).events()
+    assert (event.node, event.kind, event.run, event.attempt) == ("node2", "probe", "one", "1.0")
+
+
 def test_all_ranks_name_the_same_bad_node(tmp_path: Path) -> None:
     found = run_ranks(check, world_size=6, args=(str(tmp_path), 2, LAX))
     bad, probes = found[0]

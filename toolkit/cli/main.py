@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from toolkit.cli import show
+from toolkit.cli import nodes, show
 from toolkit.cluster.base import JobState
 from toolkit.config.load import Loaded, find_profile, load_config
 from toolkit.errors import EXIT_DONE, RunError, ToolkitError
@@ -26,10 +26,10 @@ def main(arguments: Sequence[str]) -> int:
     """Run a verb; give the exit code."""
     parser = _parser()
     asked, words = parser.parse_known_args(arguments)  # argparse wants all positionals in one place, people do not
-    if not hasattr(asked, "config") or any(word.startswith("-") for word in words):
+    if not hasattr(asked, "settings") or any(word.startswith("-") for word in words):
         asked = parser.parse_args(arguments)  # says what is wrong
     try:
-        if hasattr(asked, "config"):
+        if hasattr(asked, "settings"):
             _sort_words(asked, words, parser)
         asked.verb(asked)
     except ToolkitError as error:
@@ -57,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     logs.add_argument("run", help="name of a run")
     logs.add_argument("--rank", type=int, default=0, help="rank (default: %(default)s)")
     logs.add_argument("--follow", action="store_true", help="go on printing until the job ends")
+    nodes.add_verbs(verbs)
     stop = _add(verbs, "stop", _halt, "let the job of a run save and end; `resume` goes on")
     cancel = _add(verbs, "cancel", _halt, "end the job of a run now; it may lose the steps since its last save")
     for how, verb in (("stop", stop), ("cancel", cancel)):
@@ -131,11 +132,11 @@ def _add_json(verb: argparse.ArgumentParser) -> None:
 
 def _sort_words(asked: argparse.Namespace, words: Sequence[str], parser: argparse.ArgumentParser) -> None:
     """Tell settings (they have a `=`) from the file, wherever they stand."""
-    given = [word for word in [asked.config, *asked.settings, *words] if word is not None]
+    given = [word for word in [getattr(asked, "config", None), *asked.settings, *words] if word is not None]
     asked.settings = [word for word in given if "=" in word]
     files = [word for word in given if "=" not in word]
-    if len(files) > 1:
-        parser.error(f"one configuration file is wanted, not {', '.join(files)}")
+    if len(files) > hasattr(asked, "config"):
+        parser.error(f"one configuration file at most is wanted, not {', '.join(files)}")
     asked.config = files[0] if files else None
 
 
@@ -173,6 +174,8 @@ def _hand_in(request: submit.Request, asked: argparse.Namespace) -> None:
         why = "no Slurm here: " if request.plan.cfg.cluster.scheduler == "auto" else ""
         console.print(f"{why}{request.spec.nodes} nodes are emulated on this machine")
     console.print(plan_text(request.plan), end="")
+    for node, reason in request.left_out.items():
+        console.print(f"left out   {node}: {reason}", markup=False)
     if request.preparation is not None:
         show.print_preparation(request.preparation, request.cluster, console, with_scripts=asked.dry_run)
     if asked.dry_run:

@@ -119,10 +119,10 @@ class Controller:
     def _run_attempt(self) -> Verdict:
         attempt = Attempt(start=time.time(), waiting=list(self.spec["array"]))
         attempt.variables = self._variables(f"{self.job_dir.name}.{self.known['restarts']}")
+        self.known.update(state=JobState.RUNNING, reason="", exit_note="", start_time=attempt.start)
+        self._tell_limit(attempt)
         if not attempt.waiting:
             attempt.tasks = self._start_ranks(attempt.variables)
-        self._tell(state=JobState.RUNNING, reason="", exit_note="", start_time=attempt.start)
-        self._tell_limit(attempt)
         try:
             while (verdict := self._look(attempt)) is None:
                 time.sleep(_POLL_S)

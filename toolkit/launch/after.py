@@ -58,8 +58,13 @@ class After:
         attempt = self._close_attempt(failures)
         ledger = NodeLedger(self.run_dir.root.parent)
         for node in attempt.culprits:
-            ledger.accuse(
-                node, kind=attempt.cause, reason=attempt.reason, run=self.run_dir.name, attempt=attempt.attempt
+            ledger.record(
+                node,
+                attempt.cause,
+                reason=attempt.reason,
+                now=time.time(),
+                run=self.run_dir.name,
+                attempt=attempt.attempt,
             )
         fate = self.status.fate(restarts=int(self.job.attempt.rpartition(".")[2]))
         if fate is Fate.REQUEUED:
@@ -139,11 +144,12 @@ class After:
         return self.code
 
     def _choose_exclusions(self, ledger: NodeLedger) -> dict[str, str]:
-        bad = ledger.excluded(now=time.time())
+        """Give the nodes that the next attempt is to leave out, with the reason."""
+        bad = ledger.excluded(time.time())
         if not bad:
             return {}
         usable = [node.name for node in self.job.cluster.nodes(self.cfg.cluster.partition) if node.is_usable]
-        return choose_exclusions(bad, usable=usable, wanted=self.cfg.cluster.nodes)
+        return {node: bad[node].reason for node in choose_exclusions(bad, usable, self.cfg.cluster.nodes)}
 
     def _tell_next(self, text: str) -> None:
         change_attempt(self.run_dir, self.job.attempt, next=text)

@@ -5,8 +5,7 @@ import logging
 import os
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import psutil
@@ -29,6 +28,7 @@ from toolkit.errors import (
     RunError,
     ToolkitError,
 )
+from toolkit.launch.health import is_wanted, refuse_bad_nodes
 from toolkit.launch.ledger import Attempt, Failure, begin_attempt, change_attempt, read_attempts, write_failure
 from toolkit.log import RankFormatter, setup_logging
 from toolkit.monitor.history import newest_steps
@@ -40,10 +40,12 @@ from toolkit.plan.split import split_layers
 from toolkit.rundir import RunDir
 from toolkit.train.cadence import failure_rate
 from toolkit.train.loop import End, Outcome, Surroundings, Training
-from toolkit.train.stop import JobClock, StopJudge, StopFlag
+from toolkit.train.stop import JobClock, StopFlag, StopJudge
+from toolkit.train.watchdog import Hang, Watchdog
 
 log = logging.getLogger(__name__)
 
+_NOTE_S = 10.0
 _TIMEOUT_S = 1800.0  # of a collective: longer than any evaluation or save of one rank
 
 
@@ -63,21 +65,32 @@ def run_rank(run_dir: RunDir, stop: StopFlag) -> int:
 
 def _attempt(cfg: RunConfig, run_dir: RunDir, world: World, stop: StopFlag, formatter: RankFormatter) -> Outcome:
     start_time = psutil.Process().create_time()
-    connect_s = time.time() - start_time
+    seconds = {"connect": time.time() - start_time}
     record = Attempt(
         attempt=world.place.attempt,
         job_id=world.place.job_id,
         nodes=tuple(dict.fromkeys(world.gather(world.place.node))),
         layout=f"{cfg.parallel.stages} x {cfg.replicas}, ZeRO {cfg.parallel.zero_stage}",
         start_time=start_time,
+        seconds=seconds,
     )
     if world.rank == 0:
         begin_attempt(run_dir, record)
-    with contextlib.closing(JobClock(_ask_for_deadline())) if world.rank == 0 else nullcontext() as clock:
+    with contextlib.ExitStack() as closing:
+        watchdog = closing.enter_context(contextlib.closing(_watch(cfg, run_dir, world)))
+        clock = JobClock(_ask_for_deadline()) if world.rank == 0 else None
+        if clock is not None:
+            closing.callback(clock.close)
+        if is_wanted(cfg):
+            watchdog.beat("health", 0)
+            started = time.monotonic()
+            refuse_bad_nodes(cfg, run_dir, world, environ=os.environ)
+            seconds["health"] = time.monotonic() - started
         judge = StopJudge(stop, clock, reserve_s=cfg.cluster.signal_delay_s)
-        training = Training(cfg, _surround(cfg, run_dir, world, judge, formatter))
+        training = Training(cfg, _surround(cfg, run_dir, world, judge, watchdog, formatter))
         if world.rank == 0:
-            _tell_start(run_dir, record.attempt, step=training.step)
+            seconds |= training.seconds
+            _tell_start(run_dir, record.attempt, step=training.step, seconds=seconds)
         sinks = _open_sinks(cfg, run_dir, world, step=training.step)
         outcome = training.run(sinks)
         sinks.close(outcome.end.value)
@@ -90,15 +103,42 @@ def _attempt(cfg: RunConfig, run_dir: RunDir, world: World, stop: StopFlag, form
             outcome=outcome.end.value,
             reason=outcome.reason,
             last_step=outcome.last_step,
-            seconds={"connect": connect_s, **outcome.seconds},
+            seconds=_rounded({**seconds, **outcome.seconds}),
         )
     return outcome
 
 
-def _tell_start(run_dir: RunDir, attempt: str, *, step: int) -> None:
+def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
+    return {part: round(value, 3) for part, value in seconds.items()}
+
+
+def _watch(cfg: RunConfig, run_dir: RunDir, world: World) -> Watchdog:
+    def tell(hang: Hang) -> None:
+        failure = Failure(
+            rank=world.rank,
+            node=world.place.node,
+            time=time.time(),
+            is_echo=False,
+            error=f"hang: {hang.text}",
+            cause="hang",
+            culprits=tuple(dict.fromkeys(world.node_of(rank) for rank in hang.late)),
+        )
+        write_failure(run_dir, world.place.attempt, failure)
+
+    return Watchdog(
+        cfg.faults,
+        rank=world.rank,
+        size=world.size,
+        name_of=world.name_of,
+        open_channel=lambda: world.open_channel("watchdog", timeout_s=_NOTE_S),
+        on_hang=tell,
+    )
+
+
+def _tell_start(run_dir: RunDir, attempt: str, *, step: int, seconds: Mapping[str, float]) -> None:
     newest = next(newest_steps(run_dir.metrics_path), None)
     redone = max(0, newest["step"] - step) if newest else 0
-    change_attempt(run_dir, attempt, first_step=step, redone=redone)
+    change_attempt(run_dir, attempt, first_step=step, redone=redone, seconds=_rounded(seconds))
 
 
 def _observe_failures(cfg: RunConfig, run_dir: RunDir) -> float:
@@ -116,14 +156,16 @@ def _ask_for_deadline() -> Callable[[], float | None]:
     return lambda: job.cluster.deadline(job.job_id)
 
 
-def _guard_run(run_dir: RunDir, attempt: str) -> None:
+def _refuse_ghost(run_dir: RunDir, attempt: str) -> None:
     """Keep an attempt that the scheduler has given up, and could not end, from writing where the next one does."""
     newest = read_attempts(run_dir)[-1].attempt
     if newest != attempt:
         raise RunError(f"attempt {newest} has begun\n  attempt {attempt} was given up by the scheduler, and ends here")
 
 
-def _surround(cfg: RunConfig, run_dir: RunDir, world: World, judge: StopJudge, formatter: RankFormatter) -> Surroundings:
+def _surround(
+    cfg: RunConfig, run_dir: RunDir, world: World, judge: StopJudge, watchdog: Watchdog, formatter: RankFormatter
+) -> Surroundings:
     assert cfg.parallel.stages is not None, "parallel.stages is not resolved"
     costs = layer_costs(cfg.model, seq_len=cfg.data.seq_len)
     is_gpu = world.device.type == "cuda"
@@ -131,13 +173,15 @@ def _surround(cfg: RunConfig, run_dir: RunDir, world: World, judge: StopJudge, f
     members = open_members(cfg.data.weights)
     return Surroundings(
         world=world,
+        run_dir=run_dir,
         members=members,
         places=ShardPlaces(members, cfg.data, os.environ),
         checkpoints_dir=run_dir.find_checkpoints(cfg.checkpoint.dir),
         mirror=_open_mirror(cfg.checkpoint, run_dir) if world.rank == 0 else None,
         judge=judge,
         failures_per_hour=_observe_failures(cfg, run_dir),
-        guard_run=partial(_guard_run, run_dir, world.place.attempt),
+        beat=watchdog.beat,
+        refuse_ghost=partial(_refuse_ghost, run_dir, world.place.attempt),
         formatter=formatter,
         rate=RateMeter(
             tokens_per_step=cfg.batch.tokens_per_step,

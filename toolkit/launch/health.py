@@ -3,23 +3,69 @@
 import logging
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from toolkit import storage
 from toolkit.config.schema import RunConfig
 from toolkit.distributed import Place, World, read_place
-from toolkit.errors import EXIT_DONE, ConfigError, ToolkitError
-from toolkit.health.check import conclude, limits_of, probe_rank
+from toolkit.errors import EXIT_DONE, ConfigError, ToolkitError, TryAgainError
+from toolkit.health.check import check_nodes, conclude, limits_of, probe_rank
 from toolkit.health.probes import Asked, find_temp_dir
-from toolkit.launch.survey import HealthFiles, check_limits
+from toolkit.health.verdicts import ALL
+from toolkit.launch.nodes import NodeLedger, find_excluded
+from toolkit.launch.survey import HealthFiles, check_limits, record_bad_nodes
 from toolkit.log import setup_logging
 from toolkit.plan.hardware import find_hardware
+from toolkit.rundir import RunDir
 
 log = logging.getLogger(__name__)
 
 _COPY_BYTES = 32 << 20  # of each of 4 threads, twice
 _WAIT_S = 90.0  # for all nodes; one that has not come by then is named by the report
+
+
+def is_wanted(cfg: RunConfig) -> bool:
+    """Whether a run's nodes are looked at before it trains."""
+    wanted = cfg.health.enabled
+    return wanted == "always" or (wanted == "auto" and cfg.cluster.nodes > 1)
+
+
+def refuse_bad_nodes(cfg: RunConfig, run_dir: RunDir, world: World, *, environ: Mapping[str, str]) -> None:
+    """Check the nodes of an attempt; write bad ones into the ledger, and end the attempt. Collective.
+
+    A node that this run has named before and was given again could not be avoided: the run goes on with it.
+
+    Raises:
+        TryAgainError: nodes are bad; on every rank, with the same words.
+    """
+    asked = ask_of_run(cfg, place=world.place, environ=environ, is_cuda=world.device.type == "cuda")
+    health = check_nodes(world, asked)
+    now, ledger = time.time(), NodeLedger(run_dir.root.parent)
+    events = ledger.events() if world.rank == 0 else []
+    named = {event.node for event in events if event.run == run_dir.name and event.expires > now}
+    named &= set(find_excluded(events, now=now)) & {verdict.node for verdict in health.verdicts}
+    known = world.gather(sorted(named))[0]
+    new = {node: reason for node, reason in health.bad_nodes.items() if node not in known}
+    if world.rank == 0:
+        for node in known:
+            log.warning(
+                "going on with %s, which could not be avoided: %s", node, health.bad_nodes.get(node, "well now")
+            )
+        for verdict in health.verdicts:
+            if not verdict.ok and verdict.node == ALL:
+                log.warning("%s: %s", verdict.probe, verdict.words)
+        record_bad_nodes(ledger, new, run=run_dir.name, attempt=world.place.attempt, now=now)
+        log.info(
+            "%d nodes checked in %.1f s", len({verdict.node for verdict in health.verdicts} - {ALL}), health.seconds
+        )
+    if new:
+        said = "; ".join(f"{node}: {reason}" for node, reason in new.items())
+        raise TryAgainError(
+            f"bad nodes: {said}\n  they are in {ledger.path}, and are left out where there are others\n"
+            "  `python -m toolkit nodes` shows them; health.enabled=never trains all the same"
+        )
 
 
 def ask_of_run(cfg: RunConfig, *, place: Place, environ: Mapping[str, str], is_cuda: bool) -> Asked:

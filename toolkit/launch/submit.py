@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from toolkit.config.schema import ClusterSection, RunConfig
 from toolkit.errors import ClusterError, ConfigError, Problem, RunError, StorageError, ToolkitError
 from toolkit.launch.gate import check_data, check_partition, check_places, refuse_foreign_checkpoint
 from toolkit.launch.ledger import JobRecord, find_job_record, read_attempts, write_job_record
+from toolkit.launch.nodes import NodeLedger, choose_exclusions
 from toolkit.launch.prepare import PreparationJobs, ask_for, name_dataset, plan_jobs, stands, submit_jobs
 from toolkit.launch.snapshot import freeze_code
 from toolkit.plan.hardware import find_hardware
@@ -37,6 +39,8 @@ class Request:
     """What the scheduler says of the start; empty where it says nothing."""
     preparation: PreparationJobs | None
     """Jobs that make the dataset first; None: it stands."""
+    left_out: dict[str, str]
+    """Nodes that the job does not use because of what they did before, with the reason."""
 
 
 def state_dir(root: Path) -> Path:
@@ -58,7 +62,9 @@ def prepare_request(loaded: Loaded) -> Request:
     refuse_live(run_dir)
     plan = resolve(cfg, hardware=find_hardware(cfg.cluster.gpu_type))
     refuse_foreign_checkpoint(plan.cfg, run_dir)
+    left_out = _leave_out(plan.cfg, cluster)
     spec = _make_spec(plan.cfg, run_dir, partition)
+    spec = replace(spec, exclude=tuple(dict.fromkeys([*spec.exclude, *left_out])))
     return Request(
         cluster=cluster,
         run_dir=run_dir,
@@ -68,7 +74,17 @@ def prepare_request(loaded: Loaded) -> Request:
         script=cluster.render(spec),
         start=cluster.check(spec),
         preparation=_plan_preparation(plan.cfg, partition),
+        left_out=left_out,
     )
+
+
+def _leave_out(cfg: RunConfig, cluster: Cluster) -> dict[str, str]:
+    bad = NodeLedger(Path(cfg.run.root)).excluded(time.time())
+    if not bad:
+        return {}
+    usable = [node.name for node in cluster.nodes(cfg.cluster.partition) if node.is_usable]
+    others = [node for node in usable if node not in cfg.cluster.exclude]
+    return {node: bad[node].reason for node in choose_exclusions(bad, others, cfg.cluster.nodes)}
 
 
 def _plan_preparation(cfg: RunConfig, partition: PartitionLimits) -> PreparationJobs | None:

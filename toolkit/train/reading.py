@@ -16,15 +16,11 @@ from toolkit.train.engine import batch_shape
 log = logging.getLogger(__name__)
 
 
-def open_loader(
-    cfg: RunConfig, members: Sequence[Member], places: ShardPlaces, *, device: torch.device
-) -> StepLoader:
+def open_loader(cfg: RunConfig, members: Sequence[Member], places: ShardPlaces, *, device: torch.device) -> StepLoader:
     """Open the training split of a run's datasets; nothing is read yet."""
     data = cfg.data
     loader = StepLoader(
-        open_streams(
-            members, "train", seq_len=data.seq_len, locate_in=places.locate_in, max_mapped=places.max_mapped
-        ),
+        open_streams(members, "train", seq_len=data.seq_len, locate_in=places.locate_in, max_mapped=places.max_mapped),
         shares=[member.share for member in members],
         seq_len=data.seq_len,
         batch=batch_shape(cfg),

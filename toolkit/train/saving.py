@@ -49,9 +49,7 @@ class Saving:
         self._dir = checkpoints_dir
         self._world = world
         self._refuse_ghost = refuse_ghost
-        self._pacer = SavePacer(
-            cfg.checkpoint.save_every, failures_per_hour=failures_per_hour, now=time.monotonic()
-        )
+        self._pacer = SavePacer(cfg.checkpoint.save_every, failures_per_hour=failures_per_hour, now=time.monotonic())
         self._saver = Saver(
             checkpoints_dir,
             world=world,

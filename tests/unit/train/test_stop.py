@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from toolkit.errors import ClusterError
-from toolkit.train.stop import JobClock, StopJudge, Stop, StopFlag, needed_s
+from toolkit.train.stop import JobClock, Stop, StopFlag, StopJudge, needed_s
 
 NOW = 1_000_000.0
 RESERVE_S = 120.0
