@@ -14,7 +14,7 @@ from rich.table import Table
 
 from toolkit.cli.show import print_json
 from toolkit.errors import EXIT_DONE, EXIT_REFUSED, RunError, ToolkitError
-from toolkit.health.verdicts import ALL
+from toolkit.health.verdicts import ALL, Verdict
 from toolkit.launch.nodes import MANUAL, PARDON, NodeLedger
 from toolkit.launch.survey import HealthFiles, Survey, record_bad_nodes
 
@@ -89,8 +89,11 @@ def print_survey(survey: Survey, console: Console, *, as_json: bool) -> None:
     table = Table("node", *(_header(probe, units[probe]) for probe in shown), "verdict", box=None, pad_edge=False)
     for column in table.columns:
         column.no_wrap = True
+    found: dict[tuple[str, str], list[Verdict]] = {}
+    for verdict in survey.verdicts:
+        found.setdefault((verdict.node, verdict.probe), []).append(verdict)
     for node in dict.fromkeys([*survey.nodes, *bad]):
-        cells = [_cell(survey, node, probe) for probe in shown]
+        cells = [_cell(found.get((node, probe), [])) for probe in shown]
         table.add_row(node, *cells, "[red]BAD[/red]" if node in bad else "ok")
     console.print(table)
     for verdict in survey.verdicts:
@@ -108,9 +111,8 @@ def _header(probe: str, unit: str) -> str:
     return "\n".join([*probe.split(), unit]).strip()
 
 
-def _cell(survey: Survey, node: str, probe: str) -> str:
+def _cell(found: Sequence[Verdict]) -> str:
     """Give the worst figure of a probe on a node: a bad one, or the one next to its limit."""
-    found = [one for one in survey.verdicts if (one.node, one.probe) == (node, probe)]
     figures = {one.measured: one for one in found if one.measured is not None}
     if not figures:
         return "-"

@@ -1,7 +1,7 @@
 """What a probe read on a node, and what follows from it: readings in, verdicts out; no clock, no files."""
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 
@@ -166,7 +166,9 @@ def judge(readings: Iterable[Reading], rules: Mapping[str, Rule]) -> tuple[Verdi
     for reading in known:
         if reading.value is not None:
             peers.setdefault(reading.probe, []).append(reading.value)
-    verdicts = [_judge_one(reading, rules[reading.probe], peers.get(reading.probe, [])) for reading in known]
+    # The upper median: of two nodes the better one is the measure.
+    medians = {probe: statistics.median_high(values) for probe, values in peers.items()}
+    verdicts = [_judge_one(reading, rules[reading.probe], medians.get(reading.probe)) for reading in known]
     return tuple(sorted(verdicts, key=lambda verdict: (verdict.ok, verdict.node, verdict.probe, verdict.words)))
 
 
@@ -179,9 +181,7 @@ def bad_nodes(verdicts: Iterable[Verdict]) -> dict[str, str]:
     return {node: "; ".join(dict.fromkeys(said)) for node, said in reasons.items()}
 
 
-def _judge_one(reading: Reading, rule: Rule, peers: Sequence[float]) -> Verdict:
-    # The upper median: of two nodes the better one is the measure.
-    median = statistics.median_high(peers) if peers else None
+def _judge_one(reading: Reading, rule: Rule, median: float | None) -> Verdict:
     limit, why = None, ""
     if reading.value is not None and median is not None:
         limit, why = _find_limit(reading.value, rule, median)
