@@ -173,12 +173,32 @@ def judge(readings: Iterable[Reading], rules: Mapping[str, Rule]) -> tuple[Verdi
 
 
 def bad_nodes(verdicts: Iterable[Verdict]) -> dict[str, str]:
-    """Collect the nodes with a bad verdict, each with its reasons."""
+    """Collect the nodes with a bad verdict, each with its reasons; what most nodes share blames none of them."""
+    known = list(verdicts)
+    shared = common_troubles(known)
     reasons: dict[str, list[str]] = {}
-    for verdict in verdicts:
-        if not verdict.ok and verdict.node != ALL:
+    for verdict in known:
+        if not verdict.ok and verdict.node != ALL and verdict.probe not in shared:
             reasons.setdefault(verdict.node, []).append(f"{verdict.probe}: {verdict.words}")
     return {node: "; ".join(dict.fromkeys(said)) for node, said in reasons.items()}
+
+
+def common_troubles(verdicts: Iterable[Verdict]) -> dict[str, str]:
+    """Give the probes that more than half of the nodes failed (of two or more), each with an example.
+
+    Storage that is down, or a limit that is out of reach, is no node's fault: it would leave out the whole cluster.
+    """
+    known = [verdict for verdict in verdicts if verdict.node != ALL]
+    num_nodes = len({verdict.node for verdict in known})
+    failed: dict[str, dict[str, str]] = {}
+    for verdict in known:
+        if not verdict.ok:
+            failed.setdefault(verdict.probe, {}).setdefault(verdict.node, verdict.words)
+    return {
+        probe: f"{len(said)} of {num_nodes} nodes: {next(iter(said.values()))}"
+        for probe, said in failed.items()
+        if num_nodes > 1 and 2 * len(said) > num_nodes
+    }
 
 
 def _judge_one(reading: Reading, rule: Rule, median: float | None) -> Verdict:
