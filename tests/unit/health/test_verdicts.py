@@ -20,7 +20,7 @@ def test_a_node_three_times_slower_than_its_peers_is_bad_and_one_twice_as_slow_i
 
 
 def test_of_two_nodes_the_better_one_is_the_measure() -> None:
-    assert list(bad_nodes(judge(read("pairs", 10, 1.9), RULES))) == ["n2"]
+    assert list(bad_nodes(judge(read("pairs", 10, 1), RULES))) == ["n2"]
     assert bad_nodes(judge(read("pairs", 10), RULES)) == {}
 
 
