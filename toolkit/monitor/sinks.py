@@ -33,6 +33,9 @@ class Sink(Protocol):
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Take the values of a step."""
 
+    def rewind(self, step: int) -> None:
+        """Hear that the steps beyond this one are done again."""
+
     def close(self, outcome: str) -> None:
         """End the attempt."""
 
@@ -41,6 +44,7 @@ class JsonlSink:
     """One line a step, flushed."""
 
     def __init__(self, path: Path, *, attempt: str) -> None:
+        self._path = path
         self._file = path.open("a", encoding="utf-8")
         self._attempt = attempt
 
@@ -50,6 +54,12 @@ class JsonlSink:
         line = {"step": step, "time": round(time.time(), 3), "attempt": self._attempt, **kept}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
+
+    def rewind(self, step: int) -> None:
+        """Drop the lines beyond a step."""
+        self._file.close()
+        rewind_jsonl(self._path, step=step)
+        self._file = self._path.open("a", encoding="utf-8")
 
     def close(self, outcome: str) -> None:
         """Close the file."""
@@ -69,6 +79,10 @@ class ConsoleSink:
         if self._is_first or step % self._every == 0 or step == self._num_steps:
             log.info("%s", step_line(step, num_steps=self._num_steps, values=values))
         self._is_first = False
+
+    def rewind(self, step: int) -> None:
+        """Log the next step."""
+        self._is_first = True
 
     def close(self, outcome: str) -> None:
         """Nothing is open."""
@@ -107,6 +121,9 @@ class WandbSink:
         """Send a step."""
         self._run.log({"step": step, **values})
 
+    def rewind(self, step: int) -> None:
+        """Tell nothing: W&B draws a step that is told again at its place."""
+
     def close(self, outcome: str) -> None:
         """End the attempt's part of the run."""
         self._run.finish(exit_code=1 if outcome == "FAILED" else 0)
@@ -137,6 +154,9 @@ class TensorBoardSink:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
+    def rewind(self, step: int) -> None:
+        """Tell nothing: TensorBoard shows the newest value of a step."""
+
     def close(self, outcome: str) -> None:
         """Flush."""
         self._writer.close()
@@ -152,6 +172,11 @@ class Sinks:
         """Hand a step to every sink that still works."""
         for sink in list(self._sinks):
             self._guard(sink, lambda sink=sink: sink.write(step, values))
+
+    def rewind(self, step: int) -> None:
+        """Tell every sink that the run went back to a step."""
+        for sink in list(self._sinks):
+            self._guard(sink, lambda sink=sink: sink.rewind(step))
 
     def close(self, outcome: str) -> None:
         """Close every sink."""
