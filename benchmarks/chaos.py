@@ -26,7 +26,7 @@ from toolkit.checkpoint import layout
 from toolkit.checkpoint.reader import TensorReader
 from toolkit.launch.ledger import Attempt
 
-_DISK_BYTES = 24 << 20
+DISK_BYTES = 24 << 20
 _RECOVERY_S = 240.0
 _STANDS_S = 8.0  # a run without a job for so long does not go on by itself
 _TIMING_STEPS = 150
@@ -74,21 +74,31 @@ class Chaos:
     def disturb(self) -> None:
         """Strike whenever the run is ahead of the clock, until the time is over."""
         while self._await_turn():
-            kind = self._choose_kind()
-            known = set(self.observer.firsts)
-            record = Record(kind=kind, words="", time=time.time(), step=self.run.step(), hit=())
-            self.scene.hit.clear()
-            try:
-                record.words = FAULTS[kind](self.scene)
-            except MissedError:
-                self._await_recovery(record, known=known | set(self.scene.hit), is_hit=False)
-                continue
-            except RuntimeError as error:  # a command that should have been taken was refused
-                record.problem = str(error)
-            record.hit = tuple(dict.fromkeys(self.scene.hit))
-            self.records.append(record)
-            self._await_recovery(record, known=known | set(record.hit), is_hit=True)
-            print(_line(record, len(self.records)), flush=True)
+            record = self.strike(self._choose_kind())
+            if record is not None:
+                self.tell(record)
+
+    def strike(self, kind: str) -> Record | None:
+        """Do a fault and wait until the run trains again; None: there was nothing to hit."""
+        known = set(self.observer.firsts)
+        record = Record(kind=kind, words="", time=time.time(), step=self.run.step(), hit=())
+        self.scene.hit.clear()
+        is_hit = True
+        try:
+            record.words = FAULTS[kind](self.scene)
+        except MissedError:
+            is_hit = False
+        except RuntimeError as error:  # a command that should have been taken was refused
+            record.problem = str(error)
+        record.hit = tuple(dict.fromkeys(self.scene.hit))
+        self._await_recovery(record, known=known | set(record.hit), is_hit=is_hit)
+        return record if is_hit else None
+
+    def tell(self, record: Record) -> None:
+        """Keep a record, and show it."""
+        self.records.append(record)
+        end = f"  NOT SURVIVED: {record.problem}" if record.problem else ""
+        print(f"{len(self.records):3d}  step {record.step:6d}  {record.kind:<18}  {record.words}{end}", flush=True)
 
     def finish(self) -> None:
         """Let the run come to its end."""
@@ -154,17 +164,15 @@ class Chaos:
         said = f"{attempts[-1].outcome}, {attempts[-1].reason}; next: {attempts[-1].next}" if attempts else "no attempt"
         words = f"stood still ({said}) and was resumed"
         now = time.time()
-        self.records.append(
-            Record(kind="by hand", words=words, time=now, step=self.run.step(), hit=(), problem=f"{when}: {words}")
-        )
-        print(_line(self.records[-1], len(self.records)), flush=True)
+        problem = f"{when}: {words}"
+        self.tell(Record(kind="by hand", words=words, time=now, step=self.run.step(), hit=(), problem=problem))
         done = self.run.verb("resume")
         if done.returncode != 0 and not is_finished(self.run):
             raise RuntimeError(f"resume was refused: {done.stderr}")
 
 
 def measure(records: Sequence[Record], attempts: Sequence[Attempt], observer: Observer) -> None:
-    """Fill in what each fault cost: attempts.jsonl says when attempts ended and began, the observer when they trained.
+    """Fill in what each fault cost: attempts.jsonl says when attempts ended, the observer when they began and trained.
 
     Detection is from the fault to the end of the ranks, requeue from there to the start of the next ones, start-up to
     their first step but for the load of the checkpoint.
@@ -176,13 +184,14 @@ def measure(records: Sequence[Record], attempts: Sequence[Attempt], observer: Ob
         if survivor is None or survivor.attempt not in observer.firsts or record.kind in IN_PLACE:
             continue
         first_time = observer.firsts[survivor.attempt][0]
+        start_time = observer.starts.get(survivor.attempt, survivor.start_time)
         hit = [by_name[name] for name in record.hit if name in by_name]
         ended = hit[-1].end_time if hit and hit[-1].end_time is not None else None
         load_s = survivor.seconds.get("load")
         record.seconds = {
             "detection": None if ended is None else max(0.0, ended - record.time),
-            "requeue": survivor.start_time - (record.time if ended is None else max(ended, record.time)),
-            "start-up": first_time - survivor.start_time - (load_s or 0.0),
+            "requeue": start_time - (record.time if ended is None else max(ended, record.time)),
+            "start-up": first_time - start_time - (load_s or 0.0),
             "load": load_s,
             "total": first_time - record.time,
         }
@@ -245,11 +254,6 @@ def compare_checkpoints(wanted_dir: Path, found_dir: Path, *, step: int) -> list
     return problems
 
 
-def _line(record: Record, number: int) -> str:
-    end = f"  NOT SURVIVED: {record.problem}" if record.problem else ""
-    return f"{number:3d}  step {record.step:6d}  {record.kind:<18}  {record.words}{end}"
-
-
 def print_table(table: Mapping[str, Mapping[str, float | None]]) -> None:
     """Print a row for each kind of fault."""
     parts = ("detection", "requeue", "start-up", "load", "total")
@@ -301,7 +305,7 @@ def play(root: Path, asked: argparse.Namespace) -> dict[str, Any]:
     reference = run_reference(root, dataset, settings)
     run = Run(root=root, name="chaos", dataset=dataset)
     disk_dir = root / "disk"
-    with small_disk(disk_dir, num_bytes=_DISK_BYTES) as disk_bytes, contextlib.closing(Observer(run)) as observer:
+    with small_disk(disk_dir, num_bytes=DISK_BYTES) as disk_bytes, contextlib.closing(Observer(run)) as observer:
         checkpoints_dir = disk_dir if disk_bytes else run.run_dir.checkpoints_dir
         place = [f"checkpoint.dir={disk_dir}"] if disk_bytes else []
         scene = Scene(
@@ -316,7 +320,7 @@ def play(root: Path, asked: argparse.Namespace) -> dict[str, Any]:
         measure(chaos.records, run.attempts(), observer)
         problems = compare(reference, run, checkpoints_dir=checkpoints_dir, num_steps=num_steps)
     problems += [f"fault {number}: {one.problem}" for number, one in enumerate(chaos.records, 1) if one.problem]
-    problems += [f"left behind: {words}" for words in list_left(root)]
+    problems += [f"left behind: {words}" for words in _await_empty(root)]
     return {
         "seed": asked.seed,
         "seconds": took_s,
@@ -329,6 +333,14 @@ def play(root: Path, asked: argparse.Namespace) -> dict[str, Any]:
         "records": [asdict(record) for record in chaos.records],
         "problems": problems,
     }
+
+
+def _await_empty(root: Path) -> list[str]:
+    """List what lives on after the end; a controller takes a moment to leave."""
+    deadline = time.monotonic() + 10
+    while (left := list_left(root)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return left
 
 
 def main() -> int:

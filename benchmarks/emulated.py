@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from toolkit.cluster.base import JobStatus
+from toolkit.cluster.base import JobState, JobStatus
 from toolkit.cluster.local import LocalCluster
 from toolkit.data.prepare.preparation import Preparation
 from toolkit.data.prepare.tokenizer import train_tokenizer
@@ -188,6 +188,8 @@ class Observer:
         self.firsts: dict[str, tuple[float, int]] = {}
         """Of each attempt: Unix time and number of its first step."""
         self.reached: dict[str, int] = {}
+        self.starts: dict[str, float] = {}
+        """When the controller started its ranks, in Unix time."""
         self._is_closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="observer", daemon=True)
         self._thread.start()
@@ -199,6 +201,9 @@ class Observer:
 
     def _watch(self) -> None:
         while not self._is_closed.wait(_LOOK_S):
+            status = self._run.status()
+            if status.state is JobState.RUNNING and status.start_time is not None:
+                self.starts[f"{status.job_id}.{status.restarts}"] = status.start_time
             newest = next(newest_steps(self._run.run_dir.metrics_path), None)
             if newest is None:
                 continue
