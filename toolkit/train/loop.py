@@ -5,8 +5,9 @@ import dataclasses
 import enum
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -26,14 +27,16 @@ from toolkit.monitor.rate import RateMeter
 from toolkit.monitor.sinks import Sinks
 from toolkit.monitor.watch import check_finite
 from toolkit.topology import Topology
+from toolkit.train.cadence import SavePacer
 from toolkit.train.engine import Engine, StepResult, batch_shape, build_engine
 from toolkit.train.evaluate import Validation
 from toolkit.train.schedule import rate_of_run
-from toolkit.train.stop import Stop, StopFlag
+from toolkit.train.stop import Judge, Stop
 
 log = logging.getLogger(__name__)
 
 _SAVE_S = 1500.0  # a save at the end may take so long: less than a collective may
+_NEWEST = 20  # steps whose times say how long a step may take
 
 
 class End(str, enum.Enum):
@@ -53,6 +56,8 @@ class Outcome:
     reason: str
     first_step: int
     last_step: int
+    seconds: dict[str, float] = field(default_factory=dict)
+    """How long parts of the attempt took: load, first_step, save, stall."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +71,11 @@ class Surroundings:
     checkpoints_dir: Path
     mirror: Mirror | None
     """Copies checkpoints to a URL; on rank 0, where one is asked for."""
-    stop: StopFlag
+    judge: Judge
+    failures_per_hour: float
+    """Of the whole job, as far as is known: how often to save depends on it."""
+    guard_run: Callable[[], None]
+    """Raises when another attempt has begun in the run's directory: before anything is written there."""
     formatter: RankFormatter
     rate: RateMeter
     boundaries: Sequence[int]
@@ -79,6 +88,10 @@ class Training:
         assert cfg.parallel.stages is not None, "parallel.stages is not resolved"
         self.cfg = cfg
         self.around = around
+        self.newest_s: deque[float] = deque(maxlen=_NEWEST)
+        self.pacer = SavePacer(
+            cfg.checkpoint.save_every, failures_per_hour=around.failures_per_hour, now=time.monotonic()
+        )
         self.replica = Topology(stages=cfg.parallel.stages, replicas=cfg.replicas).replica_of(around.world.rank)
         self.engine: Engine = build_engine(cfg, boundaries=around.boundaries, device=around.world.device)
         loader = self._open_loader()
@@ -113,8 +126,9 @@ class Training:
     def _run(self, sinks: Sinks) -> Outcome:
         first_step = self.step
         validation = self._open_validation()
-        ending: tuple[End, str] | None = None
+        ending, _ = self._agree()  # a signal may have come during start-up
         while self.step < self.cfg.num_steps and ending is None:
+            started = time.monotonic()
             values, result = self._train_step()
             self.step += 1
             self._tell_saves()
@@ -124,8 +138,9 @@ class Training:
             if validation and self._is_due(self.cfg.monitor.eval_every):
                 values |= validation.losses(self.engine)
             sinks.write(self.step, values)
-            ending = self._agree_to_stop()
-            if self._is_due(self.cfg.checkpoint.save_every) and ending is None:
+            self.newest_s.append(time.monotonic() - started)
+            ending, is_save_due = self._agree()
+            if is_save_due and ending is None:
                 self._save()
         self._save_last()
         end, reason = ending or (End.FINISHED, "all tokens are done")
@@ -154,14 +169,19 @@ class Training:
             values[metrics.ETA_S] = eta_s
         return values, result
 
-    def _agree_to_stop(self) -> tuple[End, str] | None:
-        """Ask all ranks whether one of them was told to stop: all act on the same answer."""
-        reason = Stop(self.around.world.agree([self.around.stop.reason])[0])
-        if reason is Stop.TIME_LIMIT and self.step < self.cfg.num_steps:
-            return End.REQUEUE, "the time limit is near"
-        if reason is Stop.TERMINATED and self.step < self.cfg.num_steps:
-            return End.STOPPED, "told to end (SIGTERM)"
-        return None
+    def _agree(self) -> tuple[tuple[End, str] | None, bool]:
+        """Ask all ranks whether one of them has a reason to stop, and rank 0 whether to save: all act alike."""
+        judge, pacer = self.around.judge, self.pacer
+        step_s = max(self.newest_s, default=0.0)
+        mine = judge.reason(now=time.time(), step_s=step_s, save_s=pacer.longest_save_s)
+        is_due = self.around.world.rank == 0 and pacer.is_due(self.step, now=time.monotonic())
+        agreed, is_save_due = self.around.world.agree([mine, is_due])
+        judge.hear(Stop(agreed))
+        if self.step < self.cfg.num_steps and agreed == Stop.TIME_LIMIT:
+            return (End.REQUEUE, judge.why), False
+        if self.step < self.cfg.num_steps and agreed == Stop.TERMINATED:
+            return (End.STOPPED, "told to end (SIGTERM)"), False
+        return None, bool(is_save_due)
 
     def _is_due(self, every: int | None) -> bool:
         return bool(every) and self.step % (every or 1) == 0
@@ -214,6 +234,7 @@ class Training:
         try:
             self._start_save()
         except CheckpointError as error:
+            self.pacer.begun(stall_s=0.0, now=time.monotonic())  # or it would be tried at every step
             if self.around.world.rank == 0:  # all ranks have the same error
                 log.warning("step %d is not saved; training goes on: %s", self.step, error)
 
@@ -230,13 +251,15 @@ class Training:
 
     def _start_save(self) -> None:
         index = self._index(step=self.step)
-        self.saver.start(self.engine.deepspeed, self.engine.named_weights(), index=index)
+        stall_s = self.saver.start(self.engine.deepspeed, self.engine.named_weights(), index=index)
+        self.pacer.begun(stall_s=stall_s, now=time.monotonic())
         self.saved_step = self.step
 
     def _tell_saves(self) -> None:
         """Log on rank 0 what came of the saves in the background."""
         while (ended := self.saver.poll()) is not None:
             if isinstance(ended, Saved):
+                self.pacer.completed(save_s=ended.seconds)
                 log.info("saved %s in %.1f s; training waited %.2f s", ended.path, ended.seconds, ended.stall_s)
             else:
                 log.warning("step %d is not saved; training goes on: %s", ended.step, ended.problem)
