@@ -31,6 +31,7 @@ from toolkit.errors import CheckpointError
 log = logging.getLogger(__name__)
 
 _ANSWER_S = 120.0  # rank 0 answers a note at once, unless its node is in trouble
+_DISCARD_S = 5.0  # a dead rank must end the others within seconds; the thread ends with the process
 _SPARE = 1.02  # of the space: headers, index, blocks that are not full
 _LOOK_S = (0.02, 1.0)  # how often rank 0 looks for notes: soon at first
 
@@ -181,7 +182,7 @@ class Saver:
         """
         self._discard_current.set()
         if self._thread is not None:
-            self._thread.join(_ANSWER_S)
+            self._thread.join(_DISCARD_S)
 
     def close(self) -> None:
         """Wait on rank 0 for the mirror to have the newest checkpoint; call `finish` or `discard` first."""
