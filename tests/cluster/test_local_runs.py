@@ -147,7 +147,7 @@ def test_a_rank_that_is_killed_again_and_again_ends_the_run_and_status_names_it(
     assert run["job"]["state"] == "FAILED"
     assert run["job"]["exit_note"] == "rank 1 on node2: killed by SIGKILL"
     first, second = run["attempts"]
-    assert (first["outcome"], first["culprits"], first["next"]) == ("KILLED", ["node2"], "requeued")
+    assert (first["outcome"], first["culprits"], first["next"]) == ("KILLED", ("node2",), "requeued")
     assert second["next"] == "nothing: 2 attempts in a row got no further (cluster.max_fruitless=2)"
     said = verb(tmp_path, "status", "tiny").stdout
     assert "ended by rank 1 on node2: killed by SIGKILL" in said

@@ -24,7 +24,7 @@ PLACES = [
     (1, 2, 1, "bf16"), (1, 2, 2, "bf16"), (1, 2, 3, "bf16"),
     (2, 1, 1, "fp32"), (2, 2, 1, "fp32"), (2, 2, 1, "bf16"),
 ]  # fmt: skip
-KINDS = ["gradient", "nan loss", "infinite loss"]
+KINDS = ["weight's gradient", "gradient", "nan loss", "infinite loss"]
 
 
 def build(world: Any, cfg: RunConfig) -> tuple[Any, int]:
@@ -62,6 +62,18 @@ def is_equal(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
     return len(one) == len(other) and all(a.equal(b) for a, b in zip(one, other, strict=True))
 
 
+class Spoilt(torch.autograd.Function):
+    """Leaves a tensor as it is, and its gradient not finite."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * math.inf
+
+
 @contextmanager
 def poison(engine: Any, kind: str, *, is_here: bool, micro_index: int) -> Iterator[None]:
     """Make one micro-batch of this rank give numbers that are not finite."""
@@ -70,6 +82,8 @@ def poison(engine: Any, kind: str, *, is_here: bool, micro_index: int) -> Iterat
     def spoil_output(_: Any, __: Any, logits: torch.Tensor) -> torch.Tensor:
         if next(passes) != micro_index or not logits.is_floating_point() or logits.shape[-1] != 128:
             return logits
+        if kind == "gradient":
+            return Spoilt.apply(logits)
         if kind == "nan loss":
             return logits * math.nan
         # A token that cannot be: the loss of its labels is infinite, the gradient is not.
@@ -78,7 +92,7 @@ def poison(engine: Any, kind: str, *, is_here: bool, micro_index: int) -> Iterat
     weight = engine.named_weights()[-1][1]
     if not is_here:
         hook = None
-    elif kind == "gradient":
+    elif kind == "weight's gradient":
         hook = weight.register_hook(lambda gradient: gradient * math.inf)
     else:
         hook = module.register_forward_hook(spoil_output)
@@ -101,7 +115,7 @@ def learn(world: Any, cfg: RunConfig, kind: str | None) -> dict[str, Any]:
             after = state_of(engine)
             # Moments may be made, as zeros, by a step that is left out.
             told["unchanged"].append(is_equal(before, after))
-            told["bad"].append((result.applied, [(one.replica, one.micro_index) for one in result.bad]))
+            told["bad"].append((result.applied, [(one.replica, one.micro_index, one.rank) for one in result.bad]))
         result = engine.train_step(batches, learning_rate=1e-2)
         assert result.applied
         assert result.bad == ()
@@ -123,7 +137,7 @@ def test_a_step_that_is_not_finite_never_happened(place: tuple[int, int, int, st
     by_rank = run_ranks(learn_all_ways, world_size=cfg.world_size, args=(cfg,))
     for clean, *others in by_rank:
         for kind, told in zip(KINDS, others, strict=True):
-            named = [] if kind == "gradient" else [(replicas - 1, 1)]
+            named = [] if kind == "weight's gradient" else [(replicas - 1, 1, cfg.world_size - 1)]
             assert told["bad"] == [(False, named)] * sum(BAD_BEFORE.values()), kind
             assert all(told["unchanged"]), kind
             assert told["losses"] == clean["losses"], kind

@@ -57,13 +57,13 @@ def place(directory: Path, where: Layout) -> Path:
 
 
 def run_all(function: Callable[..., Any], cfgs: Sequence[tuple[Layout, RunConfig]], *args: Any) -> dict[Layout, Any]:
-    """Run a function over layouts, all of a number of ranks by the same processes; ranks must agree."""
-    by_size = defaultdict(list)
-    # plain engines first: DeepSpeed keeps the groups of a pipeline, and a plain engine after it would take them
-    for where, cfg in sorted(cfgs, key=lambda pair: pair[0][0]):
-        by_size[cfg.world_size].append((where, cfg))
+    """Run a function over layouts, many by the same processes; ranks must agree."""
+    # DeepSpeed keeps the groups of a pipeline, and a plain engine after it would take them: never in one process.
+    sets = defaultdict(list)
+    for where, cfg in cfgs:
+        sets[cfg.world_size, where[0] > 1].append((where, cfg))
     results = {}
-    for world_size, cases in by_size.items():
+    for (world_size, _), cases in sets.items():
         by_rank = run_ranks(function, world_size=world_size, args=(cases, *args))
         assert all(told == by_rank[0] for told in by_rank), "ranks differ"
         results |= by_rank[0]

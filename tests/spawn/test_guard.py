@@ -228,12 +228,12 @@ def compute_at_unequal_pace(world: Any, cfg: RunConfig) -> list[dict[str, float]
     logging.getLogger("toolkit").setLevel(logging.INFO)
     logging.getLogger("toolkit.train.pace").addFilter(lambda record: said.append(record.getMessage()) or True)
     engine, replica = build(world, cfg)
-    pace = Pace(cfg.faults, world, topology=Topology(stages=cfg.parallel.stages, replicas=cfg.replicas), window=3)
+    limits = dataclasses.replace(cfg.faults, straggler_ratio=6.0)  # a busy machine makes short passes unequal
+    pace = Pace(limits, world, topology=Topology(stages=cfg.parallel.stages, replicas=cfg.replicas), window=3)
     loader = open_loader(cfg)
     if world.rank == 1:
-        engine.named_weights()  # its layers are there
         slow = next(module for module in engine._module.modules() if type(module).__name__ == "Block")
-        slow.register_forward_pre_hook(lambda *_: time.sleep(0.05))
+        slow.register_forward_pre_hook(lambda *_: time.sleep(0.2))
     values = []
     for step in range(6):
         result = engine.train_step(loader.micro_batches(step, replica=replica), learning_rate=RATE)
@@ -248,6 +248,6 @@ def test_a_slow_rank_is_named_among_those_with_the_same_layers(
     cfg = configure(place, make_dataset(tmp_path)[0])
     *values, said = run_ranks(compute_at_unequal_pace, world_size=cfg.world_size, args=(cfg,))[0]
     assert [bool(value) for value in values] == [False, False, True] * 2
-    assert values[-1]["speed/slowest_ratio"] > 1.3
+    assert values[-1]["speed/slowest_ratio"] > 6
     assert len(said) == 1
     assert said[0].startswith("rank 1 on node1 is slow: it computes ")

@@ -3,8 +3,10 @@
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,11 @@ def read_text_that_never_comes() -> None:
     time.sleep(1000)
 
 
-def step_on(world: Any, directory: Path, stuck: int | None) -> None:
+def match_a_text_for_ever() -> None:
+    re.match(r"(a+)+$", "a" * 60 + "b")  # no other thread of Python runs meanwhile
+
+
+def step_on(world: Any, directory: Path, stuck: int | None, stay_away: Callable[[], None]) -> None:
     """Meet the other ranks again and again, watched; a stuck rank stays away at step 20."""
     from toolkit.train.watchdog import Watchdog
 
@@ -43,7 +49,7 @@ def step_on(world: Any, directory: Path, stuck: int | None) -> None:
     for step in range(10_000):
         dog.beat("data", step)
         if world.rank == stuck and step == 20:
-            read_text_that_never_comes()
+            stay_away()
         dog.beat("step", step)
         is_end = world.agree([(directory / "end").exists()])[0]
         time.sleep(0.01)
@@ -54,14 +60,16 @@ def step_on(world: Any, directory: Path, stuck: int | None) -> None:
     dog.close()
 
 
-def start(directory: Path, *, stuck: int | None = None) -> list[Any]:
+def start(
+    directory: Path, *, stuck: int | None = None, stay_away: Callable[[], None] = read_text_that_never_comes
+) -> list[Any]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["toolkit.train.engine"])
     port = free_port()
     processes = []
     for rank in range(SIZE):
         receiver, sender = context.Pipe(duplex=False)
-        target = (rank, SIZE, port, sender, step_on, (directory, stuck))
+        target = (rank, SIZE, port, sender, step_on, (directory, stuck, stay_away))
         processes.append(context.Process(target=_rank, args=target, daemon=True))
         processes[-1].start()
         processes[-1].kept = receiver  # a rank that fails writes into it
@@ -114,6 +122,17 @@ def test_a_rank_that_stays_away_is_named_with_the_line_it_is_at(tmp_path: Path) 
         assert "the others wait for rank 1 on node1 (in data at spawn/test_watchdog.py:" in told
         assert "read_text_that_never_comes" in told
         assert "time.sleep(1000)" in (tmp_path / "1.log").read_text()
+    finally:
+        end_all(processes)
+
+
+def test_a_first_rank_in_which_no_thread_runs_is_named_by_the_others(tmp_path: Path) -> None:
+    processes = start(tmp_path, stuck=0, stay_away=match_a_text_for_ever)
+    try:
+        for process in processes[1:]:
+            process.join(PATIENCE_S)
+            assert process.exitcode == EXIT_TRY_AGAIN
+        assert "rank 0 on node1 does not answer" in (tmp_path / "1.hang").read_text()
     finally:
         end_all(processes)
 

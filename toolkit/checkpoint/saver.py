@@ -31,6 +31,7 @@ from toolkit.errors import CheckpointError
 log = logging.getLogger(__name__)
 
 _ANSWER_S = 120.0  # rank 0 answers a note at once, unless its node is in trouble
+_DISCARD_S = 5.0  # a dead rank must end the others within seconds; the thread ends with the process
 _SPARE = 1.02  # of the space: headers, index, blocks that are not full
 _LOOK_S = (0.02, 1.0)  # how often rank 0 looks for notes: soon at first
 
@@ -59,7 +60,8 @@ class SaveFailed:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Job:
-    serial: int
+    token: str
+    """Another one for each save; notes that carry an older one are not for this save."""
     directory: Path
     index: Index
     slices: tuple[Slice, ...]
@@ -105,7 +107,6 @@ class Saver:
         self._channel = world.open_channel("checkpoint", timeout_s=_ANSWER_S)
         self._buffer = torch.empty(0)
         self._total_bytes: int | None = None
-        self._serial = 0
         self._thread: threading.Thread | None = None
         self._discard_current = threading.Event()
         self._problem: str | None = None
@@ -136,19 +137,19 @@ class Saver:
         problem = self._wait(self._timeout_s) or self._reserve(tensor_bytes(slices))
         if self._total_bytes is None:  # the same at every save
             self._total_bytes = sum(self._world.gather(tensor_bytes(slices)))
-        token = uuid.uuid4().hex[:8]
+        mine = uuid.uuid4().hex[:8]
         if self._world.rank == 0 and problem is None:
-            problem = self._prepare(layout.partial_dir(self._dir, step=index.step, token=token))
-        told = self._world.gather((problem, token))
+            problem = self._prepare(layout.partial_dir(self._dir, step=index.step, token=mine))
+        told = self._world.gather((problem, mine))
         self._raise_together([problem for problem, _ in told])
+        token: str = told[0][1]
         data = self._copy_out(held)
-        self._serial += 1
         self._problem = None
         self._discard_current = threading.Event()
         stall_s = time.monotonic() - started
         job = _Job(
-            serial=self._serial,
-            directory=layout.partial_dir(self._dir, step=index.step, token=told[0][1]),
+            token=token,
+            directory=layout.partial_dir(self._dir, step=index.step, token=token),
             index=replace(index, updates=count_updates(engine)),
             slices=slices,
             data=data,
@@ -181,7 +182,7 @@ class Saver:
         """
         self._discard_current.set()
         if self._thread is not None:
-            self._thread.join(_ANSWER_S)
+            self._thread.join(_DISCARD_S)
 
     def close(self) -> None:
         """Wait on rank 0 for the mirror to have the newest checkpoint; call `finish` or `discard` first."""
@@ -226,7 +227,7 @@ class Saver:
             problem = self._make_room()
             if problem is None:
                 directory.mkdir(parents=True)
-        except OSError as error:
+        except (OSError, CheckpointError) as error:
             return str(error)
         return problem
 
@@ -257,9 +258,9 @@ class Saver:
     def _work(self, job: _Job) -> None:
         """Write this rank's part and tell rank 0 (the thread's only function)."""
         try:
-            self._channel.post(f"rank/{self._world.rank}", json.dumps({"serial": job.serial}))
+            self._channel.post(f"rank/{self._world.rank}", json.dumps({"save": job.token}))
             note = self._write(job)
-            self._channel.post(f"rank/{self._world.rank}", json.dumps({"serial": job.serial, **note}))
+            self._channel.post(f"rank/{self._world.rank}", json.dumps({"save": job.token, **note}))
             if self._world.rank == 0:
                 self._end(job)
         except DiscardedError:
@@ -308,7 +309,7 @@ class Saver:
         while len(notes) < self._world.size:
             for rank in set(range(self._world.size)) - set(notes):
                 note = json.loads(self._channel.read(f"rank/{rank}") or "{}")
-                if note.get("serial") == job.serial and len(note) > 1:
+                if note.get("save") == job.token and len(note) > 1:
                     notes[rank] = note
             if job.is_discarded.is_set():
                 raise DiscardedError

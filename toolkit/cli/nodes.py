@@ -14,7 +14,7 @@ from rich.table import Table
 
 from toolkit.cli.show import print_json
 from toolkit.errors import EXIT_DONE, EXIT_REFUSED, RunError, ToolkitError
-from toolkit.health.verdicts import ALL
+from toolkit.health.verdicts import ALL, Verdict
 from toolkit.launch.nodes import MANUAL, PARDON, NodeLedger
 from toolkit.launch.survey import HealthFiles, Survey, record_bad_nodes
 
@@ -79,22 +79,28 @@ def remove(root: Path, node: str, *, now: float) -> str:
 
 def print_survey(survey: Survey, console: Console, *, as_json: bool) -> None:
     """Print the verdicts on a partition: a line a node, and what is wrong with it below."""
-    bad = survey.bad_nodes
+    bad, troubles = survey.bad_nodes, survey.common_troubles
     if as_json:
         verdicts = [asdict(verdict) for verdict in survey.verdicts]
-        print_json({"nodes": list(survey.nodes), "bad_nodes": bad, "verdicts": verdicts})
+        named = {"nodes": list(survey.nodes), "bad_nodes": bad, "common_troubles": troubles}
+        print_json({**named, "verdicts": verdicts})
         return
     units = {one.probe: one.unit for one in survey.verdicts if one.measured is not None and one.node != ALL}
     shown = sorted(units)
     table = Table("node", *(_header(probe, units[probe]) for probe in shown), "verdict", box=None, pad_edge=False)
     for column in table.columns:
         column.no_wrap = True
+    found: dict[tuple[str, str], list[Verdict]] = {}
+    for verdict in survey.verdicts:
+        found.setdefault((verdict.node, verdict.probe), []).append(verdict)
     for node in dict.fromkeys([*survey.nodes, *bad]):
-        cells = [_cell(survey, node, probe) for probe in shown]
+        cells = [_cell(found.get((node, probe), [])) for probe in shown]
         table.add_row(node, *cells, "[red]BAD[/red]" if node in bad else "ok")
     console.print(table)
+    for probe, words in troubles.items():
+        console.print(f"no node is blamed for {probe}: {words}", markup=False)
     for verdict in survey.verdicts:
-        if not verdict.ok or verdict.node not in survey.nodes:
+        if (not verdict.ok and verdict.probe not in troubles) or verdict.node not in survey.nodes:
             remedy = f"; {verdict.remedy}" if verdict.remedy else ""
             console.print(f"{verdict.node}: {verdict.probe}: {verdict.words}{remedy}", markup=False)
     if not survey.is_connected:
@@ -108,9 +114,8 @@ def _header(probe: str, unit: str) -> str:
     return "\n".join([*probe.split(), unit]).strip()
 
 
-def _cell(survey: Survey, node: str, probe: str) -> str:
+def _cell(found: Sequence[Verdict]) -> str:
     """Give the worst figure of a probe on a node: a bad one, or the one next to its limit."""
-    found = [one for one in survey.verdicts if (one.node, one.probe) == (node, probe)]
     figures = {one.measured: one for one in found if one.measured is not None}
     if not figures:
         return "-"
@@ -124,7 +129,7 @@ def report(root: Path, attempt: str, nodes: Sequence[str], console: Console, *, 
     survey = HealthFiles(root, attempt).read(nodes)
     print_survey(survey, console, as_json=as_json)
     record_bad_nodes(NodeLedger(root), survey.bad_nodes, run="", attempt=attempt, now=now)
-    return EXIT_REFUSED if survey.bad_nodes else EXIT_DONE
+    return EXIT_REFUSED if survey.bad_nodes or survey.common_troubles else EXIT_DONE
 
 
 def _nodes(asked: argparse.Namespace) -> None:
@@ -152,7 +157,7 @@ def _health(asked: argparse.Namespace) -> None:
         )
     survey = HealthFiles(asked.root, attempt).read(())
     print_survey(survey, Console(soft_wrap=True, highlight=False), as_json=asked.json)
-    if survey.bad_nodes:
+    if survey.bad_nodes or survey.common_troubles:
         sys.exit(EXIT_REFUSED)
 
 

@@ -13,7 +13,7 @@ from toolkit.distributed import Place, World, read_place
 from toolkit.errors import EXIT_DONE, ConfigError, ToolkitError, TryAgainError
 from toolkit.health.check import check_nodes, conclude, limits_of, probe_rank
 from toolkit.health.probes import Asked, find_temp_dir
-from toolkit.health.verdicts import ALL
+from toolkit.health.verdicts import ALL, common_troubles
 from toolkit.launch.nodes import NodeLedger, find_excluded
 from toolkit.launch.survey import HealthFiles, check_limits, record_bad_nodes
 from toolkit.log import setup_logging
@@ -53,6 +53,8 @@ def refuse_bad_nodes(cfg: RunConfig, run_dir: RunDir, world: World, *, environ: 
             log.warning(
                 "going on with %s, which could not be avoided: %s", node, health.bad_nodes.get(node, "well now")
             )
+        for probe, words in common_troubles(health.verdicts).items():
+            log.warning("no node is blamed for %s: %s", probe, words)
         for verdict in health.verdicts:
             if not verdict.ok and verdict.node == ALL:
                 log.warning("%s: %s", verdict.probe, verdict.words)

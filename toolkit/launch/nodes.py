@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from toolkit import remote
-from toolkit.errors import ToolkitError
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +24,19 @@ _MOST_HOURS = 30 * 24.0
 _CRASHES = 2  # attempts that a node may kill
 _CRASH_MEMORY_S = 7 * 86400.0
 _LOCK_S = 10.0
+# What a rank says when its node's parts fail; an illegal memory access or a lost connection may be anybody's.
+_NODE_MARKS = (
+    "uncorrectable ecc",
+    "fallen off the bus",
+    "cuda-capable device(s) is/are busy or unavailable",
+    "no cuda-capable device",
+    "hardware error",
+    "input/output error",
+    "read-only file system",
+    "stale file handle",
+    "bus error",
+    "sigbus",
+)
 _WORST_FIRST = (MANUAL, HANG, PROBE, CRASH)
 
 
@@ -163,6 +175,11 @@ def choose_exclusions(
     return tuple(sorted(one.node for one in ranked[:spare]))
 
 
+def is_fault_of_node(error: str) -> bool:
+    """Whether the last words of a rank speak of its node's parts rather than of the program: pure."""
+    return any(mark in error.lower() for mark in _NODE_MARKS)
+
+
 def _since_pardon(events: Sequence[NodeEvent], node: str) -> list[NodeEvent]:
     own = [event for event in events if event.node == node]
     pardons = [index for index, event in enumerate(own) if event.kind == PARDON]
@@ -214,10 +231,3 @@ def _locked(descriptor: int, path: Path) -> Iterator[None]:
                 break
             time.sleep(random.uniform(0.005, 0.02))
     yield  # closing the file gives the lock back
-
-
-def refuse_unknown(node: str, known: Sequence[str]) -> None:
-    """Raise where a person names a node that the cluster does not have; an unknown cluster (no names) takes any."""
-    if known and node not in known:
-        few = ", ".join(known[:8]) + (f" and {len(known) - 8} more" if len(known) > 8 else "")
-        raise ToolkitError(f"there is no node {node!r}\n  there are: {few}\n  check the spelling")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from toolkit import storage
 from toolkit.errors import Problem, RunError
-from toolkit.health.verdicts import ALL, RULES, Reading, Rule, Verdict, bad_nodes, judge
+from toolkit.health.verdicts import ALL, RULES, Reading, Rule, Verdict, bad_nodes, common_troubles, judge
 from toolkit.launch.nodes import PROBE, NodeLedger
 
 _ALL = "all.json"
@@ -26,6 +26,11 @@ class Survey:
     def bad_nodes(self) -> dict[str, str]:
         """Give the nodes that must not be used, each with the reasons in words."""
         return bad_nodes(self.verdicts)
+
+    @property
+    def common_troubles(self) -> dict[str, str]:
+        """Give the probes that most nodes failed, for which none is blamed."""
+        return common_troubles(self.verdicts)
 
 
 def check_limits(limits: Iterable[str]) -> list[Problem]:

@@ -36,6 +36,9 @@ class Sink(Protocol):
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Take the values of a step."""
 
+    def rewind(self, step: int) -> None:
+        """Hear that the steps beyond this one are done again."""
+
     def close(self, outcome: str) -> None:
         """End the attempt."""
 
@@ -80,6 +83,10 @@ class ConsoleSink:
             log.info("%s", step_line(step, num_steps=self._num_steps, values=values))
         self._is_first = False
 
+    def rewind(self, step: int) -> None:
+        """Log the next step."""
+        self._is_first = True
+
     def close(self, outcome: str) -> None:
         """Nothing is open."""
 
@@ -117,6 +124,9 @@ class WandbSink:
         """Send a step."""
         self._run.log({"step": step, **values})
 
+    def rewind(self, step: int) -> None:
+        """Tell nothing: W&B draws a step that is told again at its place."""
+
     def close(self, outcome: str) -> None:
         """End the attempt's part of the run."""
         self._run.finish(exit_code=1 if outcome == "FAILED" else 0)
@@ -147,6 +157,9 @@ class TensorBoardSink:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
+    def rewind(self, step: int) -> None:
+        """Tell nothing: TensorBoard shows the newest value of a step."""
+
     def close(self, outcome: str) -> None:
         """Flush."""
         self._writer.close()
@@ -166,6 +179,9 @@ class BackgroundSink:
         """Hand a step over; raise what went wrong with an earlier one."""
         self._raise_problem()
         self._told.put((step, dict(values)))
+
+    def rewind(self, step: int) -> None:
+        """Tell nothing: no sink of this kind has to forget a step that is told again."""
 
     def close(self, outcome: str) -> None:
         """Let the thread finish; raise what went wrong."""
@@ -201,10 +217,9 @@ class Sinks:
             self._guard(sink, lambda sink=sink: sink.write(step, values))
 
     def rewind(self, step: int) -> None:
-        """Go back to a step: the ones after it will be told again, which other sinks than the file can do with."""
-        for sink in self._sinks:
-            if isinstance(sink, JsonlSink):
-                sink.rewind(step)
+        """Tell every sink that the run went back to a step."""
+        for sink in list(self._sinks):
+            self._guard(sink, lambda sink=sink: sink.rewind(step))
 
     def close(self, outcome: str) -> None:
         """Close every sink."""

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from toolkit.model.llama import Llama, token_loss
 from toolkit.model.pipeline import Pipeline
 from toolkit.topology import BatchShape
 from toolkit.train.compiler import put_off_compiler
+from toolkit.train.gauges import ForwardClock, GradientGauge
 
 log = logging.getLogger(__name__)
 
@@ -27,11 +27,13 @@ Tensors: TypeAlias = Tensor | tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class BadMicroBatch:
-    """A micro-batch whose loss is no finite number."""
+    """A micro-batch whose loss or gradient is not finite."""
 
     replica: int
     micro_index: int
     loss: float
+    rank: int
+    """Where it was seen first: the last stage where the loss is bad, else the last one whose gradient is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +47,7 @@ class StepResult:
     applied: bool
     """False: the loss or the gradient was not finite, and weights, moments and their step are as before."""
     bad: tuple[BadMicroBatch, ...]
-    """Of a step that was not applied; empty where all losses are finite and only the gradient is not."""
+    """Of a step that was not applied; empty where only the gradient of a weight, or a sum of them, is not finite."""
     forward_s: float
     """Time this rank computed its forward passes, without waiting for others (with ZeRO 3 it waits for weights)."""
 
@@ -167,7 +169,7 @@ def build_engine(cfg: RunConfig, *, boundaries: Sequence[int], device: torch.dev
         log.info("DeepSpeed configuration with deepspeed_extra: %s", config)
     engine, *_ = deepspeed.initialize(model=module, optimizer=build_optimizer(weights, cfg.optim), config=config)
     if isinstance(module, Pipeline):
-        return PipelineEngine(engine, module, device=device, replicas=cfg.replicas)
+        return PipelineEngine(engine, module, device=device, stages=len(boundaries) - 1)
     return PlainEngine(engine, module, device=device)
 
 
@@ -195,7 +197,7 @@ def _taint(loss: Tensor) -> Tensor:
 
 
 def _conclude(
-    engine: Any, *, loss: float, losses: Sequence[Tensor], replicas: int, clock: "ForwardClock"
+    engine: Any, *, loss: float, losses: Sequence[Tensor], stages: int, clock: ForwardClock, gauge: GradientGauge
 ) -> StepResult:
     """Say what came of a step; every rank calls it.
 
@@ -203,56 +205,36 @@ def _conclude(
         engine: the DeepSpeed engine.
         loss: of the step.
         losses: of this rank's micro-batches; none where another stage computes them.
-        replicas: the newest ranks, so many of them, are the last stage.
+        stages: of the pipeline.
         clock: measured this rank's forward passes.
+        gauge: saw the gradients of this rank's micro-batches.
     """
     applied = bool(engine.was_step_applied())  # the same on all ranks: it follows from the global norm
-    bad = () if applied else _find_bad(engine, losses, replicas=replicas)
+    bad = () if applied else _find_bad(engine, losses, gauge.verdicts(), stages=stages)
     norm = float(engine.get_global_grad_norm())
     return StepResult(loss=loss, grad_norm=norm, applied=applied, bad=bad, forward_s=clock.total_s())
 
 
-def _find_bad(engine: Any, losses: Sequence[Tensor], *, replicas: int) -> tuple[BadMicroBatch, ...]:
-    mine = torch.zeros(engine.gradient_accumulation_steps(), dtype=torch.float32, device=engine.device)
+def _find_bad(
+    engine: Any, losses: Sequence[Tensor], are_finite: Sequence[bool], *, stages: int
+) -> tuple[BadMicroBatch, ...]:
+    mine = torch.zeros(2, engine.gradient_accumulation_steps(), dtype=torch.float32, device=engine.device)
     if losses:
-        mine[:] = torch.stack(list(losses)).float()
+        mine[0] = torch.stack(list(losses)).float()
+    mine[1, : len(are_finite)] = torch.tensor([float(not is_finite) for is_finite in are_finite])
     everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
     dist.all_gather(everyone, mine)
-    return tuple(
-        BadMicroBatch(replica, micro_index, loss)
-        for replica, row in enumerate(everyone[-replicas:])
-        for micro_index, loss in enumerate(row.tolist())
-        if not math.isfinite(loss)
-    )
-
-
-class ForwardClock:
-    """Times the forward passes of a module: by events of the GPU, which nobody waits for, or by the clock on a CPU."""
-
-    def __init__(self, module: nn.Module, *, device: torch.device) -> None:
-        self._is_gpu = device.type == "cuda"
-        self._begun: list[Any] = []
-        self._ended: list[Any] = []
-        module.register_forward_pre_hook(lambda *_: self._begun.append(self._now()))
-        module.register_forward_hook(lambda *_: self._ended.append(self._now()))
-
-    def restart(self) -> None:
-        """Forget what was measured."""
-        self._begun, self._ended = [], []
-
-    def total_s(self) -> float:
-        """Sum the time since `restart`; the device must have done the work."""
-        pairs = zip(self._begun, self._ended, strict=False)  # a pass that raised has no end
-        if self._is_gpu:
-            return float(sum(begun.elapsed_time(ended) for begun, ended in pairs) / 1000)
-        return float(sum(ended - begun for begun, ended in pairs))
-
-    def _now(self) -> Any:
-        if not self._is_gpu:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record()
-        return event
+    by_rank = torch.stack(everyone).tolist()
+    replicas = len(by_rank) // stages
+    bad = []
+    for replica in range(replicas):
+        ranks = range(replica, len(by_rank), replicas)  # first stage first
+        for micro_index, loss in enumerate(by_rank[ranks[-1]][0]):
+            seen = [rank for rank in ranks if by_rank[rank][1][micro_index]]
+            if seen or not math.isfinite(loss):
+                rank = seen[-1] if math.isfinite(loss) else ranks[-1]
+                bad.append(BadMicroBatch(replica, micro_index, loss, rank))
+    return tuple(bad)
 
 
 def _send(micro_batches: Sequence[MicroBatch], device: torch.device) -> Iterator[tuple[Tensors, Tensors]]:
@@ -290,12 +272,14 @@ class PlainEngine:
         self._module = module
         self._device = device
         self._clock = ForwardClock(module, device=device)
+        self._gauge = GradientGauge(module.layers[0])
 
     def train_step(self, micro_batches: Sequence[MicroBatch], *, learning_rate: float) -> StepResult:
         """Run one optimizer step."""
         self.deepspeed.train()
         _set_rate(self.deepspeed, learning_rate)
         self._clock.restart()
+        self._gauge.restart()
         losses: list[Tensor] = []
         for inputs, targets in _send(micro_batches, self._device):
             loss = token_loss(self.deepspeed(inputs), targets)
@@ -304,9 +288,8 @@ class PlainEngine:
             if len(losses) == len(micro_batches):
                 self._look_ahead()
             self.deepspeed.step()
-        replicas = dist.get_world_size()
-        loss_of_step = self._mean(losses)
-        return _conclude(self.deepspeed, loss=loss_of_step, losses=losses, replicas=replicas, clock=self._clock)
+        kept: dict[str, Any] = {"stages": 1, "clock": self._clock, "gauge": self._gauge}
+        return _conclude(self.deepspeed, loss=self._mean(losses), losses=losses, **kept)
 
     def eval_loss(self, micro_batches: Sequence[MicroBatch]) -> float:
         """Average the loss without learning."""
@@ -340,12 +323,13 @@ class PlainEngine:
 class PipelineEngine:
     """Several stages: ZeRO 1. Middle stages read no data."""
 
-    def __init__(self, engine: Any, module: Pipeline, *, device: torch.device, replicas: int) -> None:
+    def __init__(self, engine: Any, module: Pipeline, *, device: torch.device, stages: int) -> None:
         self.deepspeed = engine
         self._module = module
         self._device = device
-        self._replicas = replicas
+        self._stages = stages
         self._clock = ForwardClock(module, device=device)
+        self._gauge = GradientGauge(module.forward_funcs[0])
         self._losses: list[Tensor] = []
         module.loss_fn = self._note_loss
 
@@ -353,9 +337,11 @@ class PipelineEngine:
         """Run one optimizer step."""
         _set_rate(self.deepspeed, learning_rate)
         self._clock.restart()
+        self._gauge.restart()
         self._losses = []
         loss = float(self.deepspeed.train_batch(_send(micro_batches, self._device)))
-        return _conclude(self.deepspeed, loss=loss, losses=self._losses, replicas=self._replicas, clock=self._clock)
+        kept: dict[str, Any] = {"stages": self._stages, "clock": self._clock, "gauge": self._gauge}
+        return _conclude(self.deepspeed, loss=loss, losses=self._losses, **kept)
 
     def eval_loss(self, micro_batches: Sequence[MicroBatch]) -> float:
         """Average the loss without learning."""

@@ -152,7 +152,10 @@ class Judge:
 
 
 def _name_bad(result: StepResult) -> str:
-    names = [f"micro-batch {one.micro_index} of replica {one.replica}: {one.loss}" for one in result.bad]
+    names = [
+        f"micro-batch {one.micro_index} of replica {one.replica}: loss {one.loss:.4g}, seen on rank {one.rank}"
+        for one in result.bad
+    ]
     shown = names[:8] + ([f"and {len(names) - 8} more"] if len(names) > 8 else [])
     return f" ({'; '.join(shown)})" if shown else ""
 
@@ -235,7 +238,7 @@ class Guard:
                     "loss": _plain(result.loss),
                     "grad_norm": _plain(result.grad_norm),
                     "bad": [{**asdict(one), "loss": _plain(one.loss)} for one in result.bad],
-                    "ranks": [self._world.name_of(other) for other in self._ranks_of(result)],
+                    "ranks": [self._world.name_of(other) for other in sorted({one.rank for one in result.bad})],
                     "attempt": self._world.place.attempt,
                     "positions": [first, stop],
                     "samples": group_samples(*self._loader.samples_at(first, stop), names=self._names),
@@ -278,11 +281,6 @@ class Guard:
     def _find_positions(self, first_step: int, stop_step: int) -> tuple[int, int]:
         size = self._loader.batch.samples_per_step
         return self.skips.range_of_steps(first_step, stop_step, samples_per_step=size)
-
-    def _ranks_of(self, result: StepResult) -> list[int]:
-        """List the ranks of the replicas whose micro-batches were bad."""
-        replicas = sorted({one.replica for one in result.bad})
-        return [rank for replica in replicas for rank in self._topology.pipeline_ranks(replica)]
 
 
 def _read_past(run_dir: RunDir) -> tuple[tuple[Skip, ...], list[float]]:

@@ -28,11 +28,11 @@ from toolkit.topology import Topology
 from toolkit.train.engine import Engine, StepResult, build_engine
 from toolkit.train.evaluate import Validation
 from toolkit.train.guard import Act, Guard, Verdict
+from toolkit.train.pace import Pace
 from toolkit.train.reading import open_loader, run_index
 from toolkit.train.saving import Saving
 from toolkit.train.schedule import rate_of_run
 from toolkit.train.stop import Stop, StopJudge
-from toolkit.train.stragglers import StragglerWatch
 
 log = logging.getLogger(__name__)
 
@@ -117,9 +117,7 @@ class Training:
             loader=loader,
             names=[member.name for member in around.members],
         )
-        self.stragglers = StragglerWatch(
-            around.world, self.topology, every=cfg.monitor.log_every, ratio=cfg.faults.straggler_ratio
-        )
+        self.pace = Pace(cfg.faults, around.world, topology=self.topology)
         loader = loader.skipping(self.guard.skips)
         if around.world.place.local_rank == 0:
             around.places.prefetch(loader.shards_ahead(self.step))
@@ -158,7 +156,7 @@ class Training:
             if validation and self._is_due(self.cfg.monitor.eval_every):
                 self.around.beat("evaluation", self.step)
                 values |= validation.losses(self.engine)
-            values |= self.stragglers.take(self.step, result.forward_s)
+            values |= self.pace.take(result.forward_s)
             sinks.write(self.step, values)
             self._time_step(time.monotonic() - started)
             ending, is_save_due = self._agree()

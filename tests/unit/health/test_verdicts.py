@@ -4,7 +4,7 @@ import pytest
 
 from toolkit.health.check import take_better
 from toolkit.health.fabric import pair_up
-from toolkit.health.verdicts import RULES, Reading, bad_nodes, judge, set_limits
+from toolkit.health.verdicts import RULES, Reading, bad_nodes, common_troubles, judge, set_limits
 
 
 def read(probe: str, *values: float, part: str = "") -> list[Reading]:
@@ -20,7 +20,7 @@ def test_a_node_three_times_slower_than_its_peers_is_bad_and_one_twice_as_slow_i
 
 
 def test_of_two_nodes_the_better_one_is_the_measure() -> None:
-    assert list(bad_nodes(judge(read("pairs", 10, 1.9), RULES))) == ["n2"]
+    assert list(bad_nodes(judge(read("pairs", 10, 1), RULES))) == ["n2"]
     assert bad_nodes(judge(read("pairs", 10), RULES)) == {}
 
 
@@ -51,6 +51,14 @@ def test_a_slow_whole_names_no_node() -> None:
     verdicts = judge([Reading(probe="all-reduce", node="all", value=1.0)], rules)
     assert [verdict.ok for verdict in verdicts] == [False]
     assert bad_nodes(verdicts) == {}
+
+
+def test_what_most_nodes_share_blames_none_of_them() -> None:
+    down = [Reading(probe="storage", node=f"n{index}", value=20, trouble="it does not answer") for index in range(3)]
+    verdicts = judge([*down, *read("storage", 0.1, 0.1, 0.1)[2:], *read("disk", 0.1, 50, 60, 55)], RULES)
+    assert common_troubles(verdicts) == {"storage": "3 of 5 nodes: it does not answer"}
+    assert list(bad_nodes(verdicts)) == ["n1"]
+    assert list(bad_nodes(judge(down[:1], RULES))) == ["n0"]  # one node has nobody to share with
 
 
 def test_a_second_look_excuses_a_slow_figure_but_no_trouble() -> None:

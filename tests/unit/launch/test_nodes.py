@@ -5,7 +5,7 @@ import multiprocessing
 import os
 from pathlib import Path
 
-from toolkit.launch.nodes import NodeEvent, NodeLedger, choose_exclusions
+from toolkit.launch.nodes import NodeEvent, NodeLedger, choose_exclusions, is_fault_of_node
 
 HOUR = 3600.0
 T0 = 1_000_000.0
@@ -116,3 +116,10 @@ def test_exclusions_leave_as_many_nodes_as_the_run_wants(tmp_path: Path) -> None
     assert choose_exclusions(excluded, nodes, 6) == ()
     assert choose_exclusions(excluded, nodes, 9) == ()
     assert choose_exclusions({}, nodes, 1) == ()
+
+
+def test_last_words_about_parts_of_the_node_are_told_from_those_about_the_program() -> None:
+    assert is_fault_of_node("RuntimeError: CUDA error: uncorrectable ECC error encountered")
+    assert is_fault_of_node("/scratch/x: [Errno 5] Input/output error")
+    assert not is_fault_of_node("RuntimeError: CUDA error: an illegal memory access was encountered")
+    assert not is_fault_of_node("agree: rank 3 on node2 did not take part\n  Connection closed by peer")

@@ -58,9 +58,24 @@ def test_steps_that_are_redone_replace_their_lines_and_a_torn_line_goes(tmp_path
     assert [(line["step"], line["x"]) for line in lines] == [(1, 1), (2, 2), (3, 3), (4, 4), (5, 50)]
 
 
+def test_a_run_that_goes_back_in_the_same_process_replaces_its_lines_too(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    sinks = Sinks([JsonlSink(path, attempt="1.0")])
+    for step in range(1, 6):
+        sinks.write(step, {"x": step})
+    sinks.rewind(2)
+    sinks.write(3, {"x": 30})
+    sinks.close("FINISHED")
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert [(line["step"], line["x"]) for line in lines] == [(1, 1), (2, 2), (3, 30)]
+
+
 class Broken:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         raise OSError("disk full")
+
+    def rewind(self, step: int) -> None:
+        pass
 
     def close(self, outcome: str) -> None:
         raise OSError("disk full")

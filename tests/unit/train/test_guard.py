@@ -12,7 +12,8 @@ LIMITS = FaultsSection(max_bad_steps=3, spike_patience=4, max_rollbacks=2)
 USUAL = [2.0 + 0.01 * (number % 7) for number in range(128)]
 GOOD = StepResult(loss=2.0, grad_norm=1.0, applied=True, bad=(), forward_s=0.1)
 HIGH = dataclasses.replace(GOOD, loss=9.0)
-BAD = StepResult(loss=math.nan, grad_norm=math.inf, applied=False, bad=(BadMicroBatch(1, 5, math.nan),), forward_s=0.1)
+CULPRIT = BadMicroBatch(1, 5, math.nan, 3)
+BAD = StepResult(loss=math.nan, grad_norm=math.inf, applied=False, bad=(CULPRIT,), forward_s=0.1)
 
 
 def line(step: int, back_to: int | None) -> Skip:
@@ -31,7 +32,8 @@ def ask(one: Judge, step: int, result: StepResult, saved: tuple[int, ...] = (20,
 def test_a_step_that_was_not_applied_is_done_again_with_other_samples_and_the_culprit_is_named() -> None:
     verdict = ask(judge([]), 50, BAD)
     assert verdict == Verdict(act=Act.SKIP, reason=verdict.reason, first_step=50, stop_step=51)
-    assert verdict.reason == "the loss of step 51 is nan, try 1 (micro-batch 5 of replica 1: nan)"
+    named = "micro-batch 5 of replica 1: loss nan, seen on rank 3"
+    assert verdict.reason == f"the loss of step 51 is nan, try 1 ({named})"
 
 
 def test_the_third_try_in_a_row_goes_back_and_a_requeue_in_between_does_not_matter() -> None:
