@@ -356,6 +356,8 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the runs in a new directory")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON on the last line")
     asked = parser.parse_args()
+    if asked.keep and asked.keep.exists():
+        parser.error(f"{asked.keep} is there already")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with contextlib.ExitStack() as stack:
         if asked.keep:
