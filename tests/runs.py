@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 
 from toolkit.cli import show
+from toolkit.launch.ledger import read_attempts
 from toolkit.monitor.history import read_steps
 from toolkit.rundir import RunDir
 
@@ -71,6 +72,17 @@ def wait_for_step(run_dir: RunDir, step: int, *, timeout_s: float = 120) -> None
             return
         time.sleep(0.1)
     raise AssertionError(f"no step {step} after {timeout_s} s: {show.describe(run_dir)}")
+
+
+def wait_for_attempts(run_dir: RunDir, number: int, *, ended: bool, timeout_s: float = 120) -> None:
+    """Wait until so many attempts have begun, or have ended and it is decided what comes next."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        attempts = read_attempts(run_dir)
+        if len(attempts) >= number and (not ended or attempts[number - 1].next):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"no {number} attempts after {timeout_s} s: {show.describe(run_dir)}")
 
 
 def losses(run_dir: RunDir) -> list[float]:

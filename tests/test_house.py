@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "toolkit"
 GROUND = ["errors", "log", "topology", "remote", "storage", "config", "rundir", "distributed"]
-TRADES = ["plan", "cluster", "data", "model", "checkpoint", "monitor"]
+TRADES = ["plan", "cluster", "data", "model", "checkpoint", "monitor", "health"]
 DOORS = {
     "submitit": ["cluster/"],
     "deepspeed": ["model/pipeline.py", "train/engine.py", "checkpoint/reshard.py"],
@@ -28,6 +28,7 @@ DOORS = {
 LOGIN_MODULES = [
     "toolkit.cli.main",
     "toolkit.launch.submit",
+    "toolkit.launch.after",
     "toolkit.plan.search",
     "toolkit.cluster.slurm",
     "toolkit.cluster.local",

@@ -7,6 +7,7 @@ moves gradients, so that it works on hosts without a GPU and never waits behind 
 import logging
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,10 +18,11 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 
-from toolkit.errors import ToolkitError, TryAgainError
+from toolkit.errors import LostPeersError, ToolkitError, TryAgainError
 
 log = logging.getLogger(__name__)
 
+_LISTEN_S = 120.0  # how long the others look for rank 0 by themselves, before torch's own client does
 _GRACE_S = 3.0  # how long the living wait for each other's names before the missing ones are listed
 
 
@@ -90,7 +92,7 @@ class Channel:
         """Leave a note that every rank can read; a former one under the same key is replaced.
 
         Raises:
-            TryAgainError: rank 0, which keeps the notes, is gone or does not answer.
+            LostPeersError: rank 0, which keeps the notes, is gone or does not answer.
         """
         with self._naming():
             self._store.set(f"{self._name}/{key}", note)
@@ -99,7 +101,7 @@ class Channel:
         """Read a note; None: it has not been left yet.
 
         Raises:
-            TryAgainError: rank 0 is gone or does not answer.
+            LostPeersError: rank 0 is gone or does not answer.
         """
         with self._naming():
             if not self._store.check([f"{self._name}/{key}"]):
@@ -112,7 +114,7 @@ class Channel:
         try:
             yield
         except RuntimeError as error:
-            raise TryAgainError(f"rank 0 does not answer\n  {_first_line(error)}\n  see its log") from error
+            raise LostPeersError(f"rank 0 does not answer\n  {_first_line(error)}\n  see its log") from error
 
 
 class World:
@@ -135,7 +137,7 @@ class World:
         """Take the largest of each value over all ranks; every rank gets the same list.
 
         Raises:
-            TryAgainError: ranks did not arrive; the text names them.
+            LostPeersError: ranks did not arrive; the text names them.
         """
         tensor = torch.tensor(values, dtype=torch.int64)
         with self._naming("agree"):
@@ -161,6 +163,10 @@ class World:
         """Say a rank with its node: `rank 3 on node2`."""
         return f"rank {rank} on {self._hosts[rank]}"
 
+    def node_of(self, rank: int) -> str:
+        """Say on which node a rank is."""
+        return str(self._hosts[rank])
+
     def missing(self) -> list[int]:
         """List the ranks that do not answer: dead, or stuck. Takes a few seconds; for use after a failure."""
         try:
@@ -185,10 +191,10 @@ class World:
         except RuntimeError as error:
             raise self.lost_peers(act, error) from error
 
-    def lost_peers(self, act: str, error: BaseException) -> TryAgainError:
+    def lost_peers(self, act: str, error: BaseException) -> LostPeersError:
         """Turn the failure of a collective into an error that names the ranks that did not take part."""
         names = ", ".join(self.name_of(rank) for rank in self.missing()) if hasattr(self, "_hosts") else ""
-        return TryAgainError(
+        return LostPeersError(
             f"{act}: {names or 'a rank'} did not take part\n  {_first_line(error)}\n"
             "  see the log of that rank; the job may be requeued"
         )
@@ -216,6 +222,8 @@ def _choose_device(place: Place) -> torch.device:
 
 
 def _open_store(place: Place, *, timeout_s: float) -> TCPStore:
+    if place.rank != 0:
+        _await_listener(place, patience_s=min(timeout_s, _LISTEN_S))
     try:
         return TCPStore(
             place.master_addr,
@@ -230,6 +238,25 @@ def _open_store(place: Place, *, timeout_s: float) -> TCPStore:
             f"no meeting point at {where}\n  {_first_line(error)}\n"
             "  the port is in use, or the first node is not reachable from this one; a requeue takes another port"
         ) from error
+
+
+def _await_listener(place: Place, *, patience_s: float) -> None:
+    """Wait until rank 0 listens: after a refusal torch's client sleeps a second, then longer (torch 2.13, measured).
+
+    Whatever else is wrong is left to torch's client to say.
+    """
+    deadline = time.monotonic() + patience_s
+    pause_s = 0.02
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection((place.master_addr, place.master_port), timeout=patience_s).close()
+        except ConnectionRefusedError:
+            time.sleep(pause_s * (1 + place.rank % 16 / 16))  # not all in the same moment
+            pause_s = min(pause_s * 1.5, 0.5)
+        except OSError:
+            return
+        else:
+            return
 
 
 def _export_names(place: Place, *, device: torch.device) -> None:

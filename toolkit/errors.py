@@ -78,3 +78,7 @@ class TryAgainError(ToolkitError):
     """A passing trouble of the machine: the same job may succeed when it is started again."""
 
     exit_code = EXIT_TRY_AGAIN
+
+
+class LostPeersError(TryAgainError):
+    """Other ranks did not take part: the echo of a failure that happened elsewhere."""

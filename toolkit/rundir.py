@@ -23,6 +23,11 @@ class RunDir:
         return self.root / "config.yaml"
 
     @property
+    def asked_path(self) -> Path:
+        """Configuration as it was asked for, what the planner decides left open: for a resume on other nodes."""
+        return self.root / "asked.yaml"
+
+    @property
     def plan_path(self) -> Path:
         """What was expected of the run, with reasons."""
         return self.root / "plan.txt"
@@ -46,6 +51,11 @@ class RunDir:
     def attempts_path(self) -> Path:
         """One line an attempt (JSON lines)."""
         return self.root / "attempts.jsonl"
+
+    @property
+    def halt_path(self) -> Path:
+        """There while the user wants the run to stand still: who stops it leaves the reason in it."""
+        return self.root / "halt"
 
     @property
     def metrics_path(self) -> Path:

@@ -262,11 +262,6 @@ def copy_files(
             pool.shutdown(cancel_futures=True)
 
 
-def copy_tree(source: str, target: str, *, report: Callable[[int], None] = _ignore) -> dict[str, str]:
-    """Copy all files below a directory; see `copy_files`."""
-    return copy_files(source, target, list(file_sizes(source)), xxh3={}, report=report)
-
-
 def free_bytes(path: Path) -> int:
     """Tell the free space of the file system that holds a path, which need not exist yet."""
     return shutil.disk_usage(nearest_existing(path)).free

@@ -23,7 +23,7 @@ def run_slurm(directory: Path, *, nodes: int, gpus: int) -> Iterator[Path]:
     if missing:
         pytest.skip(f"no real Slurm: {', '.join(missing)} missing; `make test` as root on Debian installs it")
     names = "uts" if os.geteuid() == 0 else "none"
-    environ = {**os.environ, "NS": names, "GPUS": str(gpus), "CPUS": str(max(8, gpus))}
+    environ = {**os.environ, "NS": names, "GPUS": str(gpus), "CPUS": str(max(8, gpus)), "KILLWAIT": "9"}
     subprocess.run([SCRIPT, "up", directory, str(nodes)], check=True, env=environ, timeout=90)
     try:
         yield directory / "etc" / "slurm.conf"

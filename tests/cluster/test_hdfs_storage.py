@@ -16,7 +16,7 @@ from tests.dataset import make_dataset, make_texts, write_jsonl
 from tests.devcluster.minihdfs import Cluster
 from toolkit import storage
 from toolkit.checkpoint import layout
-from toolkit.checkpoint.upload import download_checkpoint, newest_remote, upload_checkpoint
+from toolkit.checkpoint.upload import download_checkpoint, list_remote, upload_checkpoint
 from toolkit.data.manifest import check_sizes, read_manifest
 from toolkit.data.prepare.tokens import load_tokenizer
 from toolkit.data.text.sources import find_inputs, read_documents
@@ -64,9 +64,12 @@ def test_a_tree_goes_there_and_back(tmp_path: Path, remote_dir: str) -> None:
         (tmp_path / "from" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "from" / name).write_bytes(data)
     reported: list[int] = []
-    sums = storage.copy_tree(str(tmp_path / "from"), f"{remote_dir}/there", report=reported.append)
+    sums = storage.copy_files(
+        str(tmp_path / "from"), f"{remote_dir}/there", list(files), xxh3={}, report=reported.append
+    )
     assert sum(reported) == sum(map(len, files.values()))
-    assert storage.copy_tree(f"{remote_dir}/there", str(tmp_path / "back")) == sums
+    assert storage.file_sizes(f"{remote_dir}/there") == {name: len(data) for name, data in files.items()}
+    assert storage.copy_files(f"{remote_dir}/there", str(tmp_path / "back"), list(files), xxh3=sums) == sums
     assert {name: (tmp_path / "back" / name).read_bytes() for name in files} == files
     assert sums["b/c"] == storage.checksum(f"{remote_dir}/there/b/c") == storage.checksum(str(tmp_path / "from/b/c"))
 
@@ -92,14 +95,14 @@ def test_a_checkpoint_is_replaced_and_comes_back(tmp_path: Path, remote_dir: str
     upload_checkpoint(make_checkpoint(tmp_path / "first", 10), remote_dir)
     made = make_checkpoint(tmp_path / "again", 10)
     url = upload_checkpoint(made, remote_dir)
-    assert newest_remote(remote_dir) == url
+    assert list_remote(remote_dir) == {10: url}
     back = download_checkpoint(url, tmp_path / "back")
     assert layout.read_index(back) == layout.read_index(made)
 
 
 def test_a_dataset_and_its_tokenizer_are_read_in_place(tmp_path: Path, remote_dir: str) -> None:
     dataset, manifest = make_dataset(tmp_path)
-    storage.copy_tree(str(dataset), remote_dir)
+    storage.copy_files(str(dataset), remote_dir, list(storage.file_sizes(str(dataset))), xxh3={})
     assert read_manifest(remote_dir) == manifest
     assert check_sizes(remote_dir, manifest.shards("train")) == []
     storage.remove_tree(f"{remote_dir}/{manifest.shards('train')[0].path}")

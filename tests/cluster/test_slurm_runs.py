@@ -5,21 +5,18 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.dataset import make_dataset
-from tests.runs import CHECKOUT, losses, rank_processes, submit, verb, wait, wait_for_step
-from toolkit.launch.ledger import read_attempts
+from tests.runs import CHECKOUT, losses, rank_processes, submit, wait, wait_for_step
 from toolkit.rundir import RunDir
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("slurm")]
 
 # nodes of the test cluster say that they have more cores than this machine
 SPLIT = ("--nodes", "2", "parallel.stages=2", "cluster.cpus_per_task=1")
-LONG = "run.tokens=200_000_000"
 
 
 @pytest.fixture(scope="module")
@@ -69,25 +66,6 @@ def test_a_run_that_is_told_to_stop_is_requeued_and_equals_one_that_never_stoppe
     ]
 
 
-def test_slurm_warns_before_the_time_limit_and_the_run_goes_on_after_a_requeue(tmp_path: Path, dataset: Path) -> None:
-    limit = ("--time", "1m", "cluster.signal_delay_s=50")  # Slurm may send it up to 60 s early: during start-up
-    done = submit(tmp_path, dataset, *SPLIT, *limit, LONG, "checkpoint.save_every=1000")
-    assert done.returncode == 0, done.stderr
-    run_dir = RunDir(tmp_path / "tiny")
-    deadline = time.monotonic() + 200
-    while len(read_attempts(run_dir)) < 2 and time.monotonic() < deadline:
-        time.sleep(0.2)
-    first, _ = read_attempts(run_dir)
-    wait_for_step(run_dir, (first.last_step or 0) + 3)
-    assert verb(tmp_path, "cancel", "tiny").returncode == 0
-    run = wait(run_dir, timeout_s=30)
-    assert run["job"]["state"] == "CANCELLED", run
-    first, second = run["attempts"][:2]
-    assert (first["outcome"], first["reason"]) == ("REQUEUE", "the time limit is near")
-    assert second["first_step"] == first["last_step"]
-    assert rank_processes(run_dir) == []
-
-
 def test_refusals_name_what_there_is_and_leave_nothing_behind(tmp_path: Path, dataset: Path) -> None:
     root = tmp_path / "runs"
     done = submit(root, dataset, "--nodes", "9", "--time", "9-00:00:00", "data.seq_len=100")
@@ -121,18 +99,3 @@ def test_a_dry_run_shows_what_would_be_submitted_and_submits_nothing(tmp_path: P
 
 def queue() -> str:
     return subprocess.run(["squeue", "-h"], capture_output=True, text=True, check=True).stdout
-
-
-def test_a_killed_rank_ends_the_job_and_is_named(tmp_path: Path, dataset: Path) -> None:
-    done = submit(tmp_path, dataset, *SPLIT, LONG, name="victim")
-    assert done.returncode == 0, done.stderr
-    run_dir = RunDir(tmp_path / "victim")
-    wait_for_step(run_dir, 3)
-    rank_processes(run_dir)[1].kill()
-    run = wait(run_dir)
-    assert run["job"]["state"] == "FAILED", run
-    assert "rank 1 on node2" in run["job"]["exit_note"], run
-    said = verb(tmp_path, "status", "victim").stdout
-    assert "ended by rank 1 on node2" in said
-    assert "last lines of" in said
-    assert run["attempts"][-1]["outcome"] == "FAILED"

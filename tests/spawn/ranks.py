@@ -21,7 +21,7 @@ def free_port() -> int:
 def run_ranks(function: Callable[..., Any], *, world_size: int, args: tuple[Any, ...] = ()) -> list[Any]:
     """Call `function(world, *args)` on each rank; give the results in rank order, or raise the first failure."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["toolkit.train.engine", "toolkit.checkpoint.saver"])
+    context.set_forkserver_preload(["toolkit.train.engine", "toolkit.checkpoint.saver", "toolkit.checkpoint.restore"])
     port = free_port()
     pipes = [context.Pipe(duplex=False) for _ in range(world_size)]
     processes = [

@@ -49,7 +49,7 @@ def make_config(*, stages: int, replicas: int, zero_stage: int, tied: bool, **pa
 def make_rows(cfg: RunConfig) -> torch.Tensor:
     """A second-order pattern that a small model learns in a few steps."""
     generator = torch.Generator().manual_seed(7)
-    start = torch.randint(cfg.model.vocab_size, (NUM_STEPS, SAMPLES, 1), generator=generator)
+    start = torch.randint(cfg.model.vocab_size, (cfg.num_steps, SAMPLES, 1), generator=generator)
     return (start + torch.arange(SEQ_LEN + 1) * 3) % cfg.model.vocab_size
 
 
@@ -96,26 +96,23 @@ def train_each(world: Any, cfgs: list[RunConfig]) -> list[list[float]]:
     return [train(world, cfg) for cfg in cfgs]
 
 
-def train(
-    world: Any, cfg: RunConfig, steps: range = range(NUM_STEPS), checkpoints_dir: Path | None = None
-) -> list[float]:
-    """Run some steps of the tiny run; with a directory, go on from its newest checkpoint and save at the end."""
-    from toolkit.checkpoint import layout
-    from toolkit.checkpoint.saver import load, save
+def build(world: Any, cfg: RunConfig) -> tuple[Any, int]:
+    """Give the engine of a configuration on this rank, and the rank's replica."""
     from toolkit.plan.costs import layer_costs
     from toolkit.plan.split import split_layers
     from toolkit.topology import Topology
-    from toolkit.train.engine import batch_shape, build_engine
+    from toolkit.train.engine import build_engine
 
     costs = layer_costs(cfg.model, seq_len=cfg.data.seq_len)
     boundaries = split_layers(costs, stages=cfg.parallel.stages, split_by=cfg.parallel.split_by)
     engine = build_engine(cfg, boundaries=boundaries, device=world.device)
-    index = layout.Index(step=steps.stop, tokens_per_step=1, seed=0, dataset="x", model={}, parts=())
-    if checkpoints_dir and (found := layout.newest(checkpoints_dir)):
-        loaded = load(engine.deepspeed, engine.named_weights(), found, world=world, expected=index)
-        assert loaded.step == steps.start
+    return engine, Topology(stages=cfg.parallel.stages, replicas=cfg.replicas).replica_of(world.rank)
+
+
+def run_steps(cfg: RunConfig, engine: Any, replica: int, steps: range) -> list[float]:
+    from toolkit.train.engine import batch_shape
+
     shape = batch_shape(cfg)
-    replica = Topology(stages=cfg.parallel.stages, replicas=cfg.replicas).replica_of(world.rank)
     losses = []
     for step in steps:
         inputs, labels = make_batch(cfg, step)
@@ -126,7 +123,48 @@ def train(
             mine = (inputs[0][part], inputs[1][part]) if isinstance(inputs, tuple) else inputs[part]
             micro_batches.append((mine, labels[part]))
         losses.append(engine.train_step(micro_batches, learning_rate=rate_of_run(cfg, step=step)).loss)
-    if checkpoints_dir:
-        place = {"replica": replica, "replicas": cfg.replicas, "index": index}
-        save(engine.deepspeed, engine.named_weights(), checkpoints_dir, world=world, **place)
     return losses
+
+
+def tiny_index(step: int) -> Any:
+    from toolkit.checkpoint.layout import Index
+
+    return Index(step=step, updates=step, tokens_per_step=1, seed=0, dataset="x", model={}, parts=())
+
+
+def open_saver(world: Any, cfg: RunConfig, checkpoints_dir: Path, replica: int, **options: Any) -> Any:
+    from toolkit.checkpoint.saver import Saver
+
+    place = {"replica": replica, "replicas": cfg.replicas}
+    return Saver(checkpoints_dir, world=world, **place, **{"keep": 9, "keep_every": None, "mirror": None, **options})
+
+
+def load_into(world: Any, engine: Any, checkpoints_dir: Path) -> Any:
+    from toolkit.checkpoint.restore import load
+
+    options: Any = {"world": world, "expected": tiny_index(0), "mirror": None, "up_to": None}
+    return load(engine.deepspeed, engine.named_weights(), checkpoints_dir, **options)
+
+
+def train(world: Any, cfg: RunConfig) -> list[float]:
+    """Run the tiny run from its start to its end."""
+    engine, replica = build(world, cfg)
+    return run_steps(cfg, engine, replica, range(cfg.num_steps))
+
+
+def train_and_save(world: Any, cfg: RunConfig, checkpoints_dir: Path, *, save_at: int) -> list[float]:
+    """Run the tiny run to its end; save at a step, in the background of those that follow."""
+    engine, replica = build(world, cfg)
+    saver = open_saver(world, cfg, checkpoints_dir, replica)
+    losses = run_steps(cfg, engine, replica, range(save_at))
+    saver.start(engine.deepspeed, engine.named_weights(), index=tiny_index(save_at))
+    losses += run_steps(cfg, engine, replica, range(save_at, cfg.num_steps))
+    assert saver.finish(300) is None
+    return losses
+
+
+def go_on(world: Any, cfg: RunConfig, engine: Any, replica: int, checkpoints_dir: Path) -> list[float]:
+    """Load the newest checkpoint and run the steps that follow."""
+    loaded = load_into(world, engine, checkpoints_dir)
+    assert loaded.index.updates == loaded.index.step
+    return run_steps(cfg, engine, replica, range(loaded.index.step, cfg.num_steps))

@@ -1,21 +1,28 @@
-"""Tensors of a checkpoint by name, without DeepSpeed."""
+"""Tensors of a checkpoint by name, whole or in ranges, without DeepSpeed."""
 
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from toolkit.checkpoint.layout import Index
+from toolkit.checkpoint.layout import Index, Slice
 from toolkit.errors import CheckpointError
 
 
 class TensorReader:
-    """Reads tensors of a checkpoint by name, from mapped files that stay open; a context manager."""
+    """Reads ranges of a checkpoint's tensors from mapped files that stay open; a context manager."""
 
     def __init__(self, checkpoint_dir: Path, index: Index) -> None:
         self._dir = checkpoint_dir
-        self._paths = {name: part.path for part in index.parts for name in part.tensors}
+        self._slices: dict[str, list[tuple[Slice, str]]] = defaultdict(list)
+        for part in index.parts:
+            for one in part.slices:
+                self._slices[one.name].append((one, part.path))
+        for pairs in self._slices.values():
+            pairs.sort(key=lambda pair: pair[0].start)
         self._open: dict[str, Any] = {}
 
     def __enter__(self) -> "TensorReader":
@@ -28,13 +35,36 @@ class TensorReader:
 
     def names(self) -> list[str]:
         """List the parameters."""
-        return sorted(self._paths)
+        return sorted(self._slices)
 
     def read(self, kind: str, name: str) -> Tensor:
         """Read one full fp32 tensor."""
-        path = self._paths.get(name)
-        if path is None:
+        shape = self._find(name)[0][0].shape
+        return self.read_range(kind, name, 0, torch.Size(shape).numel()).view(shape)
+
+    def read_range(self, kind: str, name: str, start: int, stop: int) -> Tensor:
+        """Read the elements [start, stop) of a flattened tensor; only these are read.
+
+        Raises:
+            CheckpointError: the checkpoint does not hold all of them.
+        """
+        pieces, reached = [], start
+        for one, path in self._find(name):
+            if one.start <= reached < min(one.stop, stop):
+                end = min(one.stop, stop)
+                stored = self._file(path).get_slice(f"{kind}/{name}")
+                pieces.append(stored[reached - one.start : end - one.start])
+                reached = end
+        if reached < stop:
+            raise CheckpointError(f"{self._dir} lacks elements {reached} to {stop} of {name}\n  use another checkpoint")
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces) if pieces else torch.empty(0)
+
+    def _find(self, name: str) -> list[tuple[Slice, str]]:
+        if name not in self._slices:
             raise CheckpointError(f"{self._dir} has no parameter {name}; it has {', '.join(self.names()[:5])} ...")
+        return self._slices[name]
+
+    def _file(self, path: str) -> Any:
         if path not in self._open:
             self._open[path] = safe_open(self._dir / path, framework="pt").__enter__()  # type: ignore[no-untyped-call]
-        return self._open[path].get_tensor(f"{kind}/{name}")  # type: ignore[no-any-return]
+        return self._open[path]

@@ -1,13 +1,14 @@
 """Copies of complete checkpoints at a URL: parts first, marker last, every file compared with the index."""
 
 import logging
+import uuid
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from toolkit import storage
 from toolkit.checkpoint import layout
-from toolkit.checkpoint.layout import INDEX_NAME, MARK_NAME, Index
+from toolkit.checkpoint.layout import INDEX_NAME, MARK_NAME, DamagedError, Index
 from toolkit.errors import CheckpointError, StorageError
 
 log = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ def upload_checkpoint(checkpoint_dir: Path, url: str) -> str:
         delete_remote(target)  # the step was done again after a rollback
     _copy_parts(str(checkpoint_dir), target, index)
     storage.write_atomic(storage.join(target, INDEX_NAME), local_index)
-    storage.write_atomic(storage.join(target, MARK_NAME), b"")
+    storage.write_atomic(storage.join(target, MARK_NAME), layout.render_mark(local_index))
     log.info("uploaded %s", target)
     return target
 
@@ -45,11 +46,6 @@ def list_remote(url: str) -> dict[int, str]:
     return {step: storage.join(url, steps[step]) for step in sorted(steps) if _is_whole(url, steps[step], sizes)}
 
 
-def newest_remote(url: str) -> str | None:
-    """Find the newest checkpoint below a URL that is whole; None: there is none."""
-    return next(reversed(list_remote(url).values()), None)
-
-
 def download_checkpoint(checkpoint_url: str, checkpoints_dir: Path) -> Path:
     """Copy a checkpoint into the directory of a run's checkpoints.
 
@@ -60,15 +56,8 @@ def download_checkpoint(checkpoint_url: str, checkpoints_dir: Path) -> Path:
         CheckpointError: it is partial, or its index is damaged.
         StorageError: a part is damaged, or it could not be copied; nothing complete is left.
     """
-    try:
-        storage.read_file(storage.join(checkpoint_url, MARK_NAME))
-        index = _read_index(checkpoint_url)
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{checkpoint_url} is no complete checkpoint\n  it lacks {MARK_NAME} or {INDEX_NAME}\n  use another one"
-        ) from error
-    partial = layout.partial_dir(checkpoints_dir, step=index.step)
-    storage.remove_tree(str(partial))
+    index = _read_index(checkpoint_url)
+    partial = layout.partial_dir(checkpoints_dir, step=index.step, token=uuid.uuid4().hex[:8])
     _copy_parts(checkpoint_url, str(partial), index)
     layout.write_index(partial, index)
     final = layout.step_dir(checkpoints_dir, step=index.step)
@@ -94,23 +83,48 @@ class Mirror:
         self._keep_every = keep_every
         self._executor = ThreadPoolExecutor(1, "upload")
         self._in_work: tuple[int, Future[None]] | None = None
+        self._restored: set[int] = set()
 
     @property
     def step_in_work(self) -> int | None:
         """The step whose checkpoint is being read, and must stay until it is copied."""
         return None if self._in_work is None or self._in_work[1].done() else self._in_work[0]
 
-    def restore(self) -> None:
-        """Bring the newest copy here where none is as new: on a new file system, or after the directory was lost.
+    def restore(self, *, up_to: int | None) -> None:
+        """Bring the newest copy here where none is as new: after the directory, or a checkpoint in it, was lost.
+
+        Copies of steps after `up_to` are left alone. One that is damaged or cannot be had is passed over with a
+        warning, as long as there is one to go on from.
 
         Raises:
-            CheckpointError: it is damaged.
-            StorageError: it cannot be copied.
+            CheckpointError: all copies are damaged, and there is none here.
+            StorageError: none can be had, and there is none here.
         """
-        steps = list_remote(self._url)
-        if steps and max(steps) > max(layout.list_steps(self._dir), default=-1):
-            log.info("restoring %s", steps[max(steps)])
-            download_checkpoint(steps[max(steps)], self._dir)
+        steps = [step for step in layout.list_steps(self._dir) if up_to is None or step <= up_to]
+        here = max(steps, default=-1)
+        trouble: CheckpointError | StorageError | None = None
+        try:
+            remote = list_remote(self._url)
+        except StorageError as error:
+            remote, trouble = {}, error
+        for step, url in reversed(remote.items()):
+            if step <= here:
+                return
+            if step in self._restored or (up_to is not None and step > up_to):
+                # One that was restored was found damaged again: this disk is no place for it.
+                continue
+            try:
+                log.info("restoring %s", url)
+                download_checkpoint(url, self._dir)
+                self._restored.add(step)
+                return
+            except (CheckpointError, StorageError) as error:
+                log.warning("%s is not restored: %s", url, error)
+                trouble = error
+        if trouble is not None and here < 0:
+            raise trouble
+        if trouble is not None:
+            log.warning("going on from step %d: %s", here, trouble)
 
     def upload(self, step: int) -> None:
         """Copy a checkpoint, unless the one before is still on its way: the next one will be newer."""
@@ -119,11 +133,24 @@ class Mirror:
             return
         self._in_work = (step, self._executor.submit(self._copy, step))
 
+    def delete_newer(self, step: int) -> None:
+        """Delete the copies of later steps, after what is on its way: they would be taken for the run's newest.
+
+        Raises:
+            StorageError: they could not be deleted.
+        """
+        self._executor.submit(self._delete_newer, step).result()
+
     def close(self, newest_step: int | None) -> None:
         """Wait for what is on its way, and copy the newest one where it was passed over."""
         self._executor.shutdown()
         if newest_step is not None and (self._in_work is None or self._in_work[0] != newest_step):
             self._copy(newest_step)
+
+    def _delete_newer(self, step: int) -> None:
+        for newer, url in list_remote(self._url).items():
+            if newer > step:
+                delete_remote(url)
 
     def _copy(self, step: int) -> None:
         try:
@@ -142,13 +169,19 @@ def _copy_parts(source: str, target: str, index: Index) -> None:
 
 def _read_index(checkpoint_url: str) -> Index:
     path = storage.join(checkpoint_url, INDEX_NAME)
-    return layout.parse_index(storage.read_file(path), origin=path)
+    try:
+        mark = storage.read_file(storage.join(checkpoint_url, MARK_NAME))
+        return layout.parse_index(storage.read_file(path), mark=mark, origin=path)
+    except FileNotFoundError as error:
+        raise DamagedError(
+            f"{checkpoint_url} is no complete checkpoint\n  it lacks {MARK_NAME} or {INDEX_NAME}\n  use another one"
+        ) from error
 
 
 def _is_whole(url: str, name: str, sizes: Mapping[str, int]) -> bool:
     try:
         index = _read_index(storage.join(url, name))
-    except (CheckpointError, FileNotFoundError) as error:
+    except CheckpointError as error:
         log.warning("passed over %s: %s", storage.join(url, name), error)
         return False
     wrong = [part.path for part in index.parts if sizes.get(f"{name}/{part.path}") != part.num_bytes]

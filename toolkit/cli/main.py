@@ -9,7 +9,8 @@ from typing import Any
 
 from rich.console import Console
 
-from toolkit.cli import show
+from toolkit.cli import nodes, show
+from toolkit.cluster.base import JobState
 from toolkit.config.load import Loaded, find_profile, load_config
 from toolkit.errors import EXIT_DONE, RunError, ToolkitError
 from toolkit.launch import submit
@@ -25,10 +26,10 @@ def main(arguments: Sequence[str]) -> int:
     """Run a verb; give the exit code."""
     parser = _parser()
     asked, words = parser.parse_known_args(arguments)  # argparse wants all positionals in one place, people do not
-    if not hasattr(asked, "config") or any(word.startswith("-") for word in words):
+    if not hasattr(asked, "settings") or any(word.startswith("-") for word in words):
         asked = parser.parse_args(arguments)  # says what is wrong
     try:
-        if hasattr(asked, "config"):
+        if hasattr(asked, "settings"):
             _sort_words(asked, words, parser)
         asked.verb(asked)
     except ToolkitError as error:
@@ -47,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_submit(verbs)
     plan = _add(verbs, "plan", _plan, "say what a run would need and how fast it would go; submits nothing")
     _add_config_arguments(plan)
+    plan.add_argument("--name", metavar="NAME", help="name of the run")
     _add_json(plan)
     status = _add(verbs, "status", _status, "show runs, or one run: job, attempts, progress, what went wrong")
     status.add_argument("run", nargs="?", help="name of a run (default: list all)")
@@ -55,10 +57,20 @@ def _parser() -> argparse.ArgumentParser:
     logs.add_argument("run", help="name of a run")
     logs.add_argument("--rank", type=int, default=0, help="rank (default: %(default)s)")
     logs.add_argument("--follow", action="store_true", help="go on printing until the job ends")
-    cancel = _add(verbs, "cancel", _cancel, "end the job of a run now")
-    cancel.add_argument("run", help="name of a run")
+    nodes.add_verbs(verbs)
+    stop = _add(verbs, "stop", _halt, "let the job of a run save and end; `resume` goes on")
+    cancel = _add(verbs, "cancel", _halt, "end the job of a run now; it may lose the steps since its last save")
+    for how, verb in (("stop", stop), ("cancel", cancel)):
+        verb.set_defaults(how=how)
+        verb.add_argument("run", help="name of a run")
+    resume = _add(verbs, "resume", _resume, "go on with a run that stands still, on as many nodes as are free today")
+    resume.add_argument("run", help="name of a run")
+    _add_job_arguments(resume)
+    resume.add_argument("settings", nargs="*", metavar="key.path=value", help="change a value")
+    _add_submit_arguments(resume)
     config = _add(verbs, "config", _config, "print a configuration, with all layers applied")
     _add_config_arguments(config)
+    config.add_argument("--name", metavar="NAME", help="name of the run")
     config.add_argument("--origin", action="store_true", help="say where each value comes from")
     _add_json(config)
     sync = _add(verbs, "sync", _sync, "send to W&B what was recorded offline")
@@ -72,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--tokens", type=int, default=64, help="tokens to add at most (default: %(default)s)")
     generate.add_argument("--temperature", type=float, default=0.8, help="0: the likeliest (default: %(default)s)")
     generate.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
-    for verb in (status, logs, cancel, sync, upload, generate):
+    for verb in (status, logs, stop, cancel, resume, sync, upload, generate):
         verb.add_argument("--root", type=Path, default=Path("runs"), help="directory of runs (default: %(default)s)")
     return parser
 
@@ -86,6 +98,11 @@ def _add(verbs: Any, name: str, function: Any, text: str) -> argparse.ArgumentPa
 def _add_submit(verbs: Any) -> None:
     verb = _add(verbs, "submit", _submit, "check, freeze and submit a run; of a run that was stopped: go on with it")
     _add_config_arguments(verb)
+    verb.add_argument("--name", metavar="NAME", help="name of the run (default: run.name of the configuration)")
+    _add_submit_arguments(verb)
+
+
+def _add_submit_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--dry-run", action="store_true", help="print plan, script and run directory; submit nothing")
     verb.add_argument(
         "--follow", action="store_true", help="show progress until the job ends; Ctrl-C leaves it running"
@@ -95,6 +112,10 @@ def _add_submit(verbs: Any) -> None:
 def _add_config_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("config", nargs="?", help="configuration (default: configs/default.yaml)")
     verb.add_argument("settings", nargs="*", metavar="key.path=value", help="change a value, e.g. optim.peak_lr=2e-4")
+    _add_job_arguments(verb)
+
+
+def _add_job_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--nodes", type=int, metavar="N", help="nodes of the job")
     verb.add_argument(
         "--gpus-per-node", type=int, metavar="G", help="ranks a node (default: all its GPUs; 1 where it has none)"
@@ -103,7 +124,6 @@ def _add_config_arguments(verb: argparse.ArgumentParser) -> None:
         "--time", metavar="T", help="time limit of a job: 30m, 12h, 2-00:00:00 (default: the partition's maximum)"
     )
     verb.add_argument("--partition", metavar="P", help="partition (default: the cluster's)")
-    verb.add_argument("--name", metavar="NAME", help="name of the run (default: run.name of the configuration)")
 
 
 def _add_json(verb: argparse.ArgumentParser) -> None:
@@ -112,37 +132,50 @@ def _add_json(verb: argparse.ArgumentParser) -> None:
 
 def _sort_words(asked: argparse.Namespace, words: Sequence[str], parser: argparse.ArgumentParser) -> None:
     """Tell settings (they have a `=`) from the file, wherever they stand."""
-    given = [word for word in [asked.config, *asked.settings, *words] if word is not None]
+    given = [word for word in [getattr(asked, "config", None), *asked.settings, *words] if word is not None]
     asked.settings = [word for word in given if "=" in word]
     files = [word for word in given if "=" not in word]
-    if len(files) > 1:
-        parser.error(f"one configuration file is wanted, not {', '.join(files)}")
+    if len(files) > hasattr(asked, "config"):
+        parser.error(f"one configuration file at most is wanted, not {', '.join(files)}")
     asked.config = files[0] if files else None
 
 
 def _load(asked: argparse.Namespace) -> Loaded:
-    settings = list(asked.settings)
-    path = asked.config
+    configs_dir = checkout_dir() / "configs"
+    profile = find_profile(os.environ, home=Path.home(), profiles_dir=configs_dir / "clusters")
+    file = Path(asked.config) if asked.config else configs_dir / "default.yaml"
+    name = [] if asked.name is None else [f"run.name={asked.name}"]
+    return load_config(file, overrides=[*asked.settings, *_job_settings(asked), *name], profile=profile)
+
+
+def _job_settings(asked: argparse.Namespace) -> list[str]:
     pairs = {
         "cluster.nodes": asked.nodes,
         "cluster.gpus_per_node": asked.gpus_per_node,
         "cluster.time_limit": asked.time,
         "cluster.partition": asked.partition,
-        "run.name": asked.name,
     }
-    settings += [f"{key}={value}" for key, value in pairs.items() if value is not None]
-    configs_dir = checkout_dir() / "configs"
-    profile = find_profile(os.environ, home=Path.home(), profiles_dir=configs_dir / "clusters")
-    file = Path(path) if path else configs_dir / "default.yaml"
-    return load_config(file, overrides=settings, profile=profile)
+    return [f"{key}={value}" for key, value in pairs.items() if value is not None]
 
 
 def _submit(asked: argparse.Namespace) -> None:
-    request = submit.prepare_request(_load(asked))
+    _hand_in(submit.prepare_request(_load(asked)), asked)
+
+
+def _resume(asked: argparse.Namespace) -> None:
+    run_dir = _find(asked)
+    settings = [*asked.settings, *_job_settings(asked)]
+    loaded = load_config(run_dir.asked_path, overrides=settings, profile=None)  # it was applied at the first submit
+    _hand_in(submit.prepare_request(loaded), asked)
+
+
+def _hand_in(request: submit.Request, asked: argparse.Namespace) -> None:
     if request.cluster.name == "local":
         why = "no Slurm here: " if request.plan.cfg.cluster.scheduler == "auto" else ""
         console.print(f"{why}{request.spec.nodes} nodes are emulated on this machine")
     console.print(plan_text(request.plan), end="")
+    for node, reason in request.left_out.items():
+        console.print(f"left out   {node}: {reason}", markup=False)
     if request.preparation is not None:
         show.print_preparation(request.preparation, request.cluster, console, with_scripts=asked.dry_run)
     if asked.dry_run:
@@ -178,13 +211,12 @@ def _logs(asked: argparse.Namespace) -> None:
     show.print_log(_find(asked), rank=asked.rank, follow=asked.follow)
 
 
-def _cancel(asked: argparse.Namespace) -> None:
+def _halt(asked: argparse.Namespace) -> None:
     run_dir = _find(asked)
-    job = submit.find_job(run_dir)
-    if job is None or not job[0].state(job[1]).state.is_live:
-        raise RunError(f"run {run_dir.name} has no live job\n  `python -m toolkit status {run_dir.name}` shows it")
-    job[0].cancel(job[1])
-    print(f"run {run_dir.name}: job {job[1]} is being cancelled")
+    job_id, state = submit.halt(run_dir, how=asked.how)
+    saves = asked.how == "stop" and state is JobState.RUNNING
+    print(f"run {run_dir.name}: job {job_id} {'saves and ends' if saves else 'is being cancelled'}")
+    print(f"go on with it: python -m toolkit resume {run_dir.name}")
 
 
 def _config(asked: argparse.Namespace) -> None:

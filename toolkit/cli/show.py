@@ -19,14 +19,15 @@ from toolkit.config.schema import DataSection, to_dict
 from toolkit.data.mixture import mean_unigram_loss, open_members
 from toolkit.errors import RunError, ToolkitError
 from toolkit.launch.archive import upload_run
-from toolkit.launch.ledger import Attempt, read_attempts, read_failures
+from toolkit.launch.ledger import Attempt, find_job_record, read_attempts, read_failures
 from toolkit.launch.prepare import PreparationJobs, read_share
-from toolkit.launch.submit import find_preparation, job_status
+from toolkit.launch.submit import job_status
 from toolkit.monitor import metrics
 from toolkit.monitor.history import newest_steps, read_first_step
 from toolkit.rundir import RunDir
 
 _POLL_S = 0.5
+_SHOWN_NODES = 4
 _PLAIN_PART = 0.1  # of the run, between the lines of a log
 
 
@@ -46,7 +47,7 @@ def list_runs(root: Path) -> list[RunDir]:
 def describe(run_dir: RunDir) -> dict[str, Any]:
     """Gather what is known of a run as plain values."""
     cfg = load_config(run_dir.config_path).config
-    status, prepared_in = job_status(run_dir), find_preparation(run_dir)
+    status, record = job_status(run_dir), find_job_record(run_dir)
     attempts = read_attempts(run_dir)
     first, last = read_first_step(run_dir.metrics_path), next(newest_steps(run_dir.metrics_path), None)
     failures = read_failures(run_dir, attempts[-1].attempt) if attempts else _newest_failures(run_dir)
@@ -54,7 +55,7 @@ def describe(run_dir: RunDir) -> dict[str, Any]:
         "run": run_dir.name,
         "directory": str(run_dir.root),
         "job": None if status is None else _plain_status(status),
-        "prepared_in": None if prepared_in is None else str(prepared_in),
+        "prepared_in": None if record is None else record.prepared_in,
         "step": last["step"] if last else 0,
         "num_steps": cfg.num_steps,
         "first_loss": first[metrics.LOSS] if first else None,
@@ -149,13 +150,23 @@ def print_run(run_dir: RunDir, console: Console, *, as_json: bool) -> None:
                   f"validation {_number(run['validation_loss'])}; "
                   f"always guessing by unigram frequencies {_number(run['unigram_loss'])}")  # fmt: skip
     for attempt in run["attempts"]:
-        steps = f"steps {attempt['first_step']}-{attempt['last_step']}" if attempt["last_step"] is not None else ""
-        console.print(
-            f"attempt {attempt['attempt']}: {attempt['outcome']} {steps} {attempt['reason']} [{attempt['layout']}]",
-            markup=False,
-        )
+        console.print(_attempt_text(attempt), markup=False)
     _print_trouble(run_dir, run, console)
     console.print(f"directory {run['directory']}")
+
+
+def _attempt_text(attempt: dict[str, Any]) -> str:
+    """Say what an attempt did, what ended it and what came next."""
+    nodes = attempt["nodes"]
+    where = " ".join(nodes) if len(nodes) <= _SHOWN_NODES else f"{nodes[0]} ... {nodes[-1]} ({len(nodes)} nodes)"
+    steps = f"steps {attempt['first_step']}-{attempt['last_step']}" if attempt["last_step"] is not None else "no step"
+    again = f" ({attempt['redone']} done again)" if attempt["redone"] else ""
+    lines = [f"attempt {attempt['attempt']} on {where} [{attempt['layout']}]: {steps}{again}, {attempt['outcome']}"]
+    if attempt["reason"]:
+        lines[0] += f": {attempt['reason']}"
+    if attempt["next"]:
+        lines.append(f"  then {attempt['next']}")
+    return "\n".join(lines)
 
 
 def _print_trouble(run_dir: RunDir, run: dict[str, Any], console: Console) -> None:
@@ -238,9 +249,7 @@ def follow(run_dir: RunDir, console: Console) -> None:
         (_follow_live if console.is_terminal else _follow_plain)(run_dir, console, num_steps)
     except KeyboardInterrupt:
         name = run_dir.name
-        console.print(
-            f"the job goes on; stop it: python -m toolkit cancel {name}, look: python -m toolkit status {name}"
-        )
+        console.print(f"the job goes on; stop it: python -m toolkit stop {name}, look: python -m toolkit status {name}")
         return
     print_run(run_dir, console, as_json=False)
     last = job_status(run_dir)

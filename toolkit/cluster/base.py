@@ -2,6 +2,7 @@
 
 import enum
 import shlex
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,9 @@ ARRAY_TASK = "@ARRAY_TASK@"
 
 NEVER_STARTS = "DependencyNeverSatisfied"
 """Slurm's reason for a job that depends on one that failed."""
+
+TIME_IS_UP = "TimeLimit"
+"""Slurm's reason for a job whose time limit has ended it."""
 
 
 class JobState(str, enum.Enum):
@@ -37,6 +41,21 @@ class JobState(str, enum.Enum):
     def is_live(self) -> bool:
         """Whether the job runs or will run without anybody doing anything."""
         return self in {JobState.PENDING, JobState.RUNNING, JobState.COMPLETING, JobState.REQUEUED}
+
+
+class Fate(enum.Enum):
+    """What has become of a job, as its epilogue sees it."""
+
+    OPEN = "open"
+    """The tasks ended by themselves, or were told to by a signal (a preemption begins so): the epilogue decides."""
+    OUT_OF_TIME = "out of time"
+    """The time limit has ended it. It can be requeued or followed up."""
+    REQUEUED = "requeued"
+    """It starts again without anybody doing anything: preempted, a node failed, or somebody asked for it."""
+    CANCELLED = "cancelled"
+    """Somebody wants it to end. A requeue would bring it back to life."""
+    UNKNOWN = "unknown"
+    """The scheduler has forgotten it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,11 +97,25 @@ class JobSpec:
 
     Task i prints to `log_dir/<job id>_<i>.<restart count>/0.out`.
     """
+    epilogue: tuple[str, ...] = ()
+    """What runs once on the first node when the tasks have ended, whatever came of them; empty: nothing.
+
+    Its last argument is the tasks' exit code (128 + n after signal n), its own exit code becomes the job's. It prints
+    to `log_dir/<attempt>/epilogue.out`. It also runs when the job has been cancelled or requeued or is out of time,
+    if its node lives; then it has only what is left of Slurm's KillWait (30 s by default), and `JobStatus.fate` says
+    what has happened.
+    """
 
     @property
     def command_line(self) -> str:
         """Write the command for bash, quoted; an array's index is looked up when the task starts."""
         return shlex.join(self.command).replace(ARRAY_TASK, '"$SLURM_ARRAY_TASK_ID"')
+
+    @property
+    def epilogue_line(self) -> str:
+        """Write the epilogue for bash, quoted, without its last argument."""
+        assert not (self.epilogue and self.array), "the tasks of an array end one by one: there is no end of all"
+        return shlex.join(self.epilogue)
 
 
 def make_spec(
@@ -136,6 +169,39 @@ class JobStatus:
     """When it ended, or when its time limit will end it."""
     exit_note: str = ""
     """Which task ended first and how (`rank 3 on node2: killed by SIGKILL`); empty where unknown."""
+    can_requeue: bool = True
+    """Whether the scheduler would put it back into the queue when it is asked to."""
+    exclude: tuple[str, ...] = ()
+    """Nodes it may not use; they stay excluded over a requeue."""
+    time_limit_s: float | None = None
+    """None: no limit, or unknown."""
+
+    def fate(self, *, restarts: int) -> Fate:
+        """Say what has become of the attempt that began as restart number `restarts`; to be asked inside the job.
+
+        Source: measured on Slurm 22.05. While the batch shell lives, every end shows as COMPLETING; at the limit the
+        reason is TimeLimit; a requeue counts the restart at once.
+        """
+        if self.restarts > restarts or self.state is JobState.REQUEUED:
+            return Fate.REQUEUED
+        if self.state is JobState.TIMEOUT or self.reason == TIME_IS_UP:
+            return Fate.OUT_OF_TIME
+        if self.state is JobState.RUNNING:
+            return Fate.OPEN
+        return Fate.UNKNOWN if self.state is JobState.UNKNOWN else Fate.CANCELLED
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Node:
+    """A node of a partition, as the scheduler sees it."""
+
+    name: str
+    state: str
+    """The scheduler's word: idle, allocated, drained, ..."""
+    reason: str
+    """Why it is out of use; empty where nobody said."""
+    is_usable: bool
+    """Whether jobs may be placed on it, now or after others."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -175,17 +241,46 @@ class Cluster(Protocol):
     def state(self, job_id: str) -> JobStatus:
         """Ask for the state of a job; UNKNOWN when the scheduler has forgotten it."""
 
+    def follow_up(self, job_id: str, *, script_path: Path, exclude: Sequence[str]) -> str:
+        """Hand the script of a job in again: a new job that starts when that one has ended, however it ended.
+
+        May be called inside the job, and again after a failure: a job that has a follower gets no second one.
+
+        Args:
+            job_id: the job that ends.
+            script_path: the script that `submit` wrote.
+            exclude: nodes that the new job may not use, besides those that its script excludes.
+
+        Returns:
+            The id of the new job.
+        """
+
+    def signal(self, job_id: str, name: str) -> None:
+        """Send a signal (`TERM`, `USR2`) to every task of a running job, and not to its epilogue.
+
+        Not `KILL`: Slurm takes that for a cancel.
+        """
+
     def cancel(self, job_id: str) -> None:
         """End a job now: SIGTERM, then SIGKILL."""
 
     def requeue(self, job_id: str) -> None:
-        """Put a running job back into the queue under the same id; what runs is ended at once."""
+        """Put a running job back into the queue under the same id; what runs is ended, the caller inside it too."""
 
     def deadline(self, job_id: str) -> float | None:
         """When the time limit ends the running job, in Unix seconds; None: no limit, or not running."""
 
     def limits(self) -> list[PartitionLimits]:
         """List the partitions a user may ask for, the default one first."""
+
+    def nodes(self, partition: str | None) -> list[Node]:
+        """List the nodes of a partition; None: of the default one."""
+
+
+def check_signal(name: str) -> None:
+    """Refuse what would not reach the tasks as a signal."""
+    assert f"SIG{name}" in signal.Signals.__members__, f"there is no signal {name}"
+    assert name != "KILL", "Slurm takes SIGKILL to a job for a cancel"
 
 
 def find_partition(limits: Sequence[PartitionLimits], name: str | None) -> PartitionLimits:

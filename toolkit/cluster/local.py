@@ -3,7 +3,7 @@
 A job is a directory below the state directory; a controller process of its own (controller.py) runs it
 and survives the shell that submitted it. Verbs leave requests in files; the controller alone writes state.
 
-    jobs/7/spec.json  script.sh  state.json  controller.log  requests/{cancel,requeue,kill-node-2}
+    jobs/7/spec.json  script.sh  state.json  controller.log  requests/TIME-VERB:VALUE
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 
 from toolkit import storage
-from toolkit.cluster.base import JobSpec, JobState, JobStatus, PartitionLimits
+from toolkit.cluster.base import JobSpec, JobState, JobStatus, Node, PartitionLimits, check_signal
 from toolkit.errors import ClusterError
 
 PARTITION = "local"
@@ -38,24 +38,45 @@ class LocalCluster:
         self.state_dir = state_dir.absolute()
 
     def render(self, spec: JobSpec) -> str:
-        """Write the script that starts one task; the controller sets the variables of Slurm before it."""
+        """Write the script of a task, or of the epilogue; the controller sets the variables of Slurm before it."""
         exports = [f"export {name}={shlex.quote(value)}" for name, value in spec.env.items()]
-        lines = ["#!/bin/bash", "set -euo pipefail", f"cd {shlex.quote(str(spec.work_dir))}"]
-        return "\n".join([*lines, *exports, *spec.setup, f"exec {spec.command_line}", ""])
+        # a warning that comes before Python listens must not kill a rank
+        lines = ["#!/bin/bash", "set -euo pipefail", "trap '' USR2", f"cd {shlex.quote(str(spec.work_dir))}"]
+        line = spec.epilogue_line
+        after = [f'if [ "${{1:-}}" = epilogue ]; then exec {line} "$2"; fi'] if line else []
+        return "\n".join([*lines, *exports, *spec.setup, *after, f"exec {spec.command_line}", ""])
 
     def check(self, spec: JobSpec) -> str:
         """Take anything of bearable size; it starts at once."""
-        if spec.nodes > MAX_NODES:
-            raise ClusterError(f"{spec.nodes} nodes\n  this machine emulates at most {MAX_NODES}\n  use fewer --nodes")
+        choose_nodes(spec.nodes, exclude=spec.exclude)
         return ""
 
     def submit(self, spec: JobSpec, *, script_path: Path) -> str:
         """Start a controller for the job."""
-        job_id, job_dir = self._new_job_dir()
+        self.check(spec)
         script = self.render(spec)
         storage.write_atomic(str(script_path), script.encode())
+        return self._start(asdict(spec), script)
+
+    def follow_up(self, job_id: str, *, script_path: Path, exclude: Sequence[str]) -> str:
+        """Hand the script in again behind its job; a follower that is there already is given back."""
+        dependency = f"afterany:{job_id}"
+        for job_dir in (self.state_dir / "jobs").iterdir():
+            other = _read_spec(job_dir)
+            if other is not None and other["dependency"] == dependency and self.state(job_dir.name).state.is_live:
+                return job_dir.name
+        spec = _read_spec(self._job_dir(job_id))
+        if spec is None:
+            raise ClusterError(f"there is no job {job_id}\n  a follower needs one\n  submit the run again")
+        excluded = list(dict.fromkeys([*spec["exclude"], *exclude]))
+        choose_nodes(spec["nodes"], exclude=excluded)
+        script = script_path.read_text(encoding="utf-8")
+        return self._start({**spec, "dependency": dependency, "exclude": excluded}, script)
+
+    def _start(self, spec: Mapping[str, Any], script: str) -> str:
+        job_id, job_dir = self._new_job_dir()
         (job_dir / "script.sh").write_text(script, encoding="utf-8")
-        (job_dir / "spec.json").write_text(json.dumps(asdict(spec), default=str, indent=1), encoding="utf-8")
+        storage.write_atomic(str(job_dir / "spec.json"), json.dumps(spec, default=str, indent=1).encode())
         write_state(job_dir, {"state": JobState.PENDING, "submit_time": time.time()})
         with (job_dir / "controller.log").open("ab") as log:
             controller = subprocess.Popen(
@@ -71,8 +92,8 @@ class LocalCluster:
     def state(self, job_id: str) -> JobStatus:
         """Read the controller's last word; a controller that is gone took the job with it."""
         job_dir = self._job_dir(job_id)
-        known = read_state(job_dir)
-        if known is None:
+        known, spec = read_state(job_dir), _read_spec(job_dir)
+        if known is None or spec is None:
             return JobStatus(job_id=job_id, state=JobState.UNKNOWN)
         state = JobState(known["state"])
         reason = known.get("reason", "")
@@ -88,7 +109,23 @@ class LocalCluster:
             start_time=known.get("start_time"),
             end_time=known.get("end_time"),
             exit_note=known.get("exit_note", ""),
+            can_requeue=spec["requeue"],
+            exclude=tuple(spec["exclude"]),
+            time_limit_s=known.get("time_limit_s", spec["time_limit_s"]),
         )
+
+    def nodes(self, partition: str | None) -> list[Node]:
+        """List what this machine emulates; all of it is usable."""
+        if partition not in {None, PARTITION}:
+            return []
+        return [
+            Node(name=name, state="idle", reason="", is_usable=True) for name in choose_nodes(MAX_NODES, exclude=())
+        ]
+
+    def signal(self, job_id: str, name: str) -> None:
+        """Ask the controller to signal the tasks."""
+        check_signal(name)
+        self._request(job_id, f"signal:{name}")
 
     def cancel(self, job_id: str) -> None:
         """Ask the controller to end the job."""
@@ -96,11 +133,29 @@ class LocalCluster:
 
     def requeue(self, job_id: str) -> None:
         """Ask the controller to start the job again under the same id."""
+        if not self.state(job_id).can_requeue:
+            raise ClusterError(f"job {job_id} cannot be requeued\n  it was submitted so\n  submit the run again")
         self._request(job_id, "requeue")
 
     def kill_node(self, job_id: str, node: int) -> None:
-        """Let an emulated node (counted from 1) crash."""
-        self._request(job_id, f"kill-node-{node}")
+        """Let an emulated node of the job crash: 2 is node2."""
+        self._request(job_id, f"kill_node:{self._find_node(job_id, node)}")
+
+    def pause_node(self, job_id: str, node: int) -> None:
+        """Let a node hang: SIGSTOP to all that runs on it."""
+        self._request(job_id, f"pause_node:{self._find_node(job_id, node)}")
+
+    def resume_node(self, job_id: str, node: int) -> None:
+        """Let a node that hangs go on."""
+        self._request(job_id, f"resume_node:{self._find_node(job_id, node)}")
+
+    def preempt(self, job_id: str, *, grace_s: float) -> None:
+        """Preempt as Slurm does: SIGTERM to the tasks; when the grace has passed, the job is requeued."""
+        self._request(job_id, f"preempt:{grace_s}")
+
+    def set_time_limit(self, job_id: str, *, limit_s: float) -> None:
+        """Change the time limit, counted from the start of the job: `scontrol update TimeLimit`."""
+        self._request(job_id, f"set_time_limit:{limit_s}")
 
     def deadline(self, job_id: str) -> float | None:
         """Tell when the time limit ends the job."""
@@ -143,7 +198,13 @@ class LocalCluster:
     def _request(self, job_id: str, verb: str) -> None:
         if not self.state(job_id).state.is_live:
             raise ClusterError(f"job {job_id} is not running or waiting\n  only such a job can be changed")
-        (self._job_dir(job_id) / "requests" / verb).touch()
+        (self._job_dir(job_id) / "requests" / f"{time.time_ns()}-{verb}").touch()
+
+    def _find_node(self, job_id: str, node: int) -> str:
+        nodes = self.state(job_id).nodes
+        if f"node{node}" not in nodes:
+            raise ClusterError(f"job {job_id} has no node{node}\n  it has {', '.join(nodes) or 'none'}")
+        return f"node{node}"
 
     def _await_start(self, job_dir: Path, controller: "subprocess.Popen[bytes]") -> None:
         deadline = time.monotonic() + _START_S
@@ -156,6 +217,26 @@ class LocalCluster:
             time.sleep(0.02)
         tail = (job_dir / "controller.log").read_text(encoding="utf-8", errors="replace")[-2000:]
         raise ClusterError(f"the controller of job {job_dir.name} did not start\n  {tail or 'it said nothing'}")
+
+
+def choose_nodes(count: int, *, exclude: Sequence[str]) -> list[str]:
+    """Choose emulated nodes by name, the first ones that are not excluded.
+
+    Raises:
+        ClusterError: there are not so many.
+    """
+    left = [name for name in (f"node{number}" for number in range(1, MAX_NODES + 1)) if name not in set(exclude)]
+    if count > len(left):
+        out = f", {MAX_NODES - len(left)} of them excluded" if len(left) < MAX_NODES else ""
+        raise ClusterError(f"{count} nodes\n  this machine emulates at most {MAX_NODES}{out}\n  use fewer --nodes")
+    return left[:count]
+
+
+def _read_spec(job_dir: Path) -> dict[str, Any] | None:
+    with contextlib.suppress(FileNotFoundError):
+        spec: dict[str, Any] = json.loads((job_dir / "spec.json").read_text(encoding="utf-8"))
+        return spec
+    return None
 
 
 def read_state(job_dir: Path) -> dict[str, Any] | None:

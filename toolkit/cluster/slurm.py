@@ -8,32 +8,46 @@ Source: submitit 1.5.4, slurm/slurm.py; Slurm 22.05.
 """
 
 import logging
+import os
 import random
 import re
 import shlex
 import subprocess
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from datetime import datetime
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from toolkit import storage
-from toolkit.cluster.base import JobSpec, JobState, JobStatus, PartitionLimits
+from toolkit.cluster.answers import expand_nodes, parse_jobs, parse_nodes, parse_partitions, parse_state, read_exit_note
+from toolkit.cluster.base import JobSpec, JobState, JobStatus, Node, PartitionLimits, check_signal
 from toolkit.errors import ClusterError
 
 log = logging.getLogger(__name__)
 
-_TRIES = 4
+PATIENCE_S = 10.0
 _TIMEOUT_S = 60
+_LONGEST_PAUSE_S = 20.0
 _RANK_LOG = "@RANK_LOG@"
-_PASSING = ("Unable to contact", "Socket timed out", "Connection refused", "Resource temporarily unavailable")
+_PASSING = (
+    "Unable to contact",
+    "Socket timed out",
+    "Connection refused",
+    "Resource temporarily unavailable",
+    "Unexpected message received",  # scontrol requeue, when nobody listens
+)
 
 
 class SlurmCluster:
-    """The cluster this machine belongs to."""
+    """The cluster this machine belongs to.
+
+    Args:
+        patience_s: how long a command is tried again while the controller does not answer, in seconds.
+    """
 
     name = "slurm"
+
+    def __init__(self, *, patience_s: float = PATIENCE_S) -> None:
+        self.patience_s = patience_s
 
     def render(self, spec: JobSpec) -> str:
         """Write the batch script."""
@@ -60,10 +74,17 @@ class SlurmCluster:
             stderr_to_stdout=True,
             setup=_setup(spec),
             additional_parameters=_parameters(spec),
-            srun_args=["--kill-on-bad-exit=1", "--wait=60", "--output", _RANK_LOG, *spec.srun_extra],
+            srun_args=[
+                f"--kill-on-bad-exit={0 if spec.epilogue else 1}",
+                "--wait=60",
+                "--output",
+                _RANK_LOG,
+                *spec.srun_extra,
+            ],
         )
         # srun's file names know the job's id but not how often it was requeued; submitit quotes variables.
-        return text.replace(_RANK_LOG, f'{shlex.quote(str(spec.log_dir))}/"$TOOLKIT_ATTEMPT"/%t.out')
+        logs = _attempt_logs(spec)
+        return _add_epilogue(text.replace(_RANK_LOG, f"{logs}/%t.out"), spec, log=f"{logs}/epilogue.out")
 
     def submit(self, spec: JobSpec, *, script_path: Path) -> str:
         """Hand the script to sbatch."""
@@ -87,6 +108,38 @@ class SlurmCluster:
             return self._state_by_accounting(job_id)
         return parse_jobs(text, exit_note=read_exit_note)
 
+    def follow_up(self, job_id: str, *, script_path: Path, exclude: Sequence[str]) -> str:
+        """Hand the script in again behind its job; a follower that is there already is given back."""
+        act = f"follow job {job_id}"
+        script = script_path.read_text(encoding="utf-8")
+        own = re.search(r"^#SBATCH --exclude=(\S+)", script, flags=re.MULTILINE)
+        nodes = dict.fromkeys([*expand_nodes(own[1] if own else ""), *exclude])
+        command = ["sbatch", "--parsable", f"--dependency=afterany:{job_id}"]
+        command += [f"--exclude={','.join(nodes)}"] if nodes else []
+        deadline = time.monotonic() + self.patience_s
+        while True:
+            # an answer may be lost after the job was taken: so look first, and again before every try
+            follower = self._find_follower(job_id)
+            if follower is not None:
+                return follower
+            try:
+                answer = self._call([*command, str(script_path)], act=act, patience_s=0.0, environ=_outside(os.environ))
+            except SilentError:
+                if time.monotonic() >= deadline:
+                    raise
+                continue
+            return answer.strip().split(";")[0]
+
+    def _find_follower(self, job_id: str) -> str | None:
+        text = self._call(["squeue", "-h", "-t", "PD", "-o", "%i %E"], act=f"look for followers of job {job_id}")
+        found = re.search(rf"^(\d+) .*\bafterany:{job_id}\b", text, flags=re.MULTILINE)
+        return found[1] if found else None
+
+    def signal(self, job_id: str, name: str) -> None:
+        """Signal the tasks; without --batch and --full the batch shell is left alone."""
+        check_signal(name)
+        self._call(["scancel", f"--signal={name}", job_id], act=f"signal job {job_id}")
+
     def cancel(self, job_id: str) -> None:
         """End a job."""
         self._call(["scancel", job_id], act=f"cancel job {job_id}")
@@ -105,31 +158,80 @@ class SlurmCluster:
         text = self._call(["sinfo", "-h", "-N", "-o", "%P|%N|%T|%G|%c|%m|%l|%L"], act="read the partitions")
         return parse_partitions(text)
 
+    def nodes(self, partition: str | None) -> list[Node]:
+        """Read the nodes of a partition."""
+        text = self._call(["sinfo", "-h", "-N", "-o", "%P|%N|%T|%E"], act="read the nodes")
+        return parse_nodes(text, partition=partition)
+
     def _state_by_accounting(self, job_id: str) -> JobStatus:
         command = ["sacct", "-n", "-X", "-P", "-j", job_id, "-o", "State,End"]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
         words = done.stdout.split("|")[0].split() if done.returncode == 0 else []
         return JobStatus(job_id=job_id, state=parse_state(words[0] if words else ""))
 
-    def _call(self, command: Sequence[str], *, act: str, script: str | None = None, keep_stderr: bool = False) -> str:
+    def _call(
+        self,
+        command: Sequence[str],
+        *,
+        act: str,
+        script: str | None = None,
+        keep_stderr: bool = False,
+        patience_s: float | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> str:
         """Run a command of Slurm; try again while the controller does not answer."""
-        for attempt in range(_TRIES):
-            try:
-                done = subprocess.run(
-                    command, input=script, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S
-                )
-            except FileNotFoundError:
-                raise ClusterError(f"cannot {act}: there is no {command[0]} here\n  use a login node") from None
-            if done.returncode == 0:
-                return done.stderr if keep_stderr else done.stdout
-            if not any(mark in done.stderr for mark in _PASSING) or attempt == _TRIES - 1:
-                break
-            log.warning("%s: %s; trying again", act, done.stderr.strip())
-            time.sleep((2**attempt) * random.uniform(0.5, 1.0))
-        words = [line.split("error: ", 1)[-1].strip() for line in done.stderr.splitlines() if line.strip()]
-        raise ClusterError(
-            f"Slurm refused to {act}: {'; '.join(words) or 'no reason given'}\n  `sinfo` shows what there is"
+        deadline = time.monotonic() + (self.patience_s if patience_s is None else patience_s)
+        pause_s = 1.0
+        while True:
+            code, said, complaint = _run(command, script=script, environ=environ)
+            if code == 0:
+                return complaint if keep_stderr else said
+            words = [line.split("error: ", 1)[-1].strip() for line in complaint.splitlines() if line.strip()]
+            reason = "; ".join(words) or "no reason given"
+            if not any(mark in complaint for mark in _PASSING):
+                raise ClusterError(f"Slurm refused to {act}: {reason}\n  `sinfo` shows what there is")
+            if time.monotonic() + pause_s > deadline:
+                raise SilentError(f"Slurm refused to {act}: {reason}\n  `sinfo` shows what there is")
+            log.warning("%s: %s; trying again", act, reason)
+            time.sleep(pause_s * random.uniform(0.5, 1.0))
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+
+class SilentError(ClusterError):
+    """The controller did not answer; whether it did what was asked is not known."""
+
+
+def _run(command: Sequence[str], *, script: str | None, environ: Mapping[str, str] | None) -> tuple[int, str, str]:
+    """Run a command; give its exit code and what it said on either stream."""
+    try:
+        done = subprocess.run(
+            command, input=script, env=environ, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S
         )
+    except FileNotFoundError:
+        raise ClusterError(f"cannot run {command[0]}: there is none here\n  use a login node") from None
+    except subprocess.TimeoutExpired:
+        return 1, "", f"Socket timed out: {command[0]} said nothing for {_TIMEOUT_S} s"
+    return done.returncode, done.stdout, done.stderr
+
+
+def _outside(environ: Mapping[str, str]) -> dict[str, str]:
+    """Take away what a job has set, so that a job that is submitted inside it starts as one from a login node.
+
+    sbatch hands the whole environment on, and sbatch/env.sh keeps a MASTER_ADDR that is set.
+    """
+    kept = {"SLURM_CONF", "SLURM_CONF_SERVER"}
+    own = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "TOOLKIT_", "MASTER_ADDR", "MASTER_PORT")
+    return {name: value for name, value in environ.items() if name in kept or not name.startswith(own)}
+
+
+def _add_epilogue(text: str, spec: JobSpec, *, log: str) -> str:
+    """Let srun's end not be the script's, and run what comes after it."""
+    if not spec.epilogue:
+        return text
+    head, mark, srun = text.rpartition("\nsrun ")
+    assert mark, "submitit's script has no srun line"
+    after = f'{spec.epilogue_line} "$code" >>{log} 2>&1'
+    return f"{head}\nsource sbatch/tasks.sh\nrun_tasks srun {srun.rstrip()}\n\n# epilogue\n{after}\n"
 
 
 def _parameters(spec: JobSpec) -> dict[str, object]:
@@ -150,148 +252,14 @@ def _parameters(spec: JobSpec) -> dict[str, object]:
 
 def _setup(spec: JobSpec) -> list[str]:
     exports = [f"export {name}={shlex.quote(value)}" for name, value in spec.env.items()]
-    logs = f'mkdir -p {shlex.quote(str(spec.log_dir))}/"$TOOLKIT_ATTEMPT"'
     # -u comes after the site's lines: the scripts behind `module` read variables that are not set
-    return ["set -eo pipefail", *exports, *spec.setup, "set -u", "source sbatch/env.sh", logs]
+    lines = ["set -u", "source sbatch/env.sh", f"mkdir -p {_attempt_logs(spec)}"]
+    return ["set -eo pipefail", *exports, *spec.setup, *lines]
+
+
+def _attempt_logs(spec: JobSpec) -> str:
+    return f'{shlex.quote(str(spec.log_dir))}/"$TOOLKIT_ATTEMPT"'
 
 
 def _minutes(seconds: int | None) -> int | None:
     return None if seconds is None else max(1, -(-seconds // 60))
-
-
-# Slurm's rarer states, as what they mean to a run.
-# Source: Slurm 22.05, squeue(1), JOB STATE CODES.
-_RARE_STATES = {
-    "CONFIGURING": JobState.PENDING,
-    "REQUEUE_FED": JobState.PENDING,
-    "REQUEUE_HOLD": JobState.PENDING,
-    "RESV_DEL_HOLD": JobState.PENDING,
-    "SPECIAL_EXIT": JobState.PENDING,
-    "RESIZING": JobState.RUNNING,
-    "SIGNALING": JobState.RUNNING,
-    "STAGE_OUT": JobState.COMPLETING,
-    "STOPPED": JobState.RUNNING,
-    "SUSPENDED": JobState.RUNNING,
-    "BOOT_FAIL": JobState.NODE_FAIL,
-    "DEADLINE": JobState.TIMEOUT,
-    "REVOKED": JobState.CANCELLED,
-}
-
-
-def parse_state(word: str) -> JobState:
-    """Read a state; a word that is not known is UNKNOWN."""
-    return _RARE_STATES.get(word) or {state.value: state for state in JobState}.get(word, JobState.UNKNOWN)
-
-
-_WORST_FIRST = (
-    JobState.RUNNING,
-    JobState.COMPLETING,
-    JobState.PENDING,
-    JobState.REQUEUED,
-    JobState.FAILED,
-    JobState.OUT_OF_MEMORY,
-    JobState.NODE_FAIL,
-    JobState.TIMEOUT,
-    JobState.CANCELLED,
-    JobState.PREEMPTED,
-    JobState.UNKNOWN,
-    JobState.COMPLETED,
-)
-"""Which task speaks for an array: it is live while one of them is, and COMPLETED when all are."""
-
-
-def parse_jobs(text: str, *, exit_note: Callable[[Path], str]) -> JobStatus:
-    """Read the lines of `scontrol show job -o`: one for a job, several for an array."""
-    tasks = [parse_job(line, exit_note=exit_note) for line in text.splitlines() if line.strip()]
-    worst = min(tasks, key=lambda task: _WORST_FIRST.index(task.state))
-    array_id = re.search(r"ArrayJobId=(\d+)", text)
-    if array_id is None:
-        return worst
-    nodes = tuple(dict.fromkeys(node for task in tasks for node in task.nodes))
-    return replace(worst, job_id=array_id[1], nodes=nodes)
-
-
-def parse_job(text: str, *, exit_note: Callable[[Path], str]) -> JobStatus:
-    """Read one line of `scontrol show job -o`."""
-    fields = dict(re.findall(r"(\w+)=(\S*)", text))
-    state = parse_state(fields.get("JobState", ""))
-    restarts = int(fields.get("Restarts") or 0)
-    if state is JobState.PENDING and restarts:
-        state = JobState.REQUEUED
-    failed = state in {JobState.FAILED, JobState.NODE_FAIL, JobState.OUT_OF_MEMORY}
-    return JobStatus(
-        job_id=fields.get("JobId", ""),
-        state=state,
-        reason="" if fields.get("Reason") in (None, "None") else fields["Reason"],
-        nodes=tuple(expand_nodes(fields.get("NodeList", ""))),
-        restarts=restarts,
-        submit_time=_timestamp(fields.get("SubmitTime")),
-        start_time=_timestamp(fields.get("StartTime")),
-        end_time=_timestamp(fields.get("EndTime")),
-        exit_note=exit_note(Path(fields.get("StdOut", ""))) if failed else "",
-    )
-
-
-def read_exit_note(batch_log: Path) -> str:
-    """Find the first task that srun saw end badly: `rank 3 on node2: Killed`."""
-    if not batch_log.is_file():
-        return ""
-    pattern = re.compile(r"srun: error: (\S+): tasks? (\d+)\S*: (.+)")
-    matches = pattern.findall(batch_log.read_text(encoding="utf-8", errors="replace"))
-    return f"rank {matches[0][1]} on {matches[0][0]}: {matches[0][2]}" if matches else ""
-
-
-def expand_nodes(text: str) -> list[str]:
-    """Expand Slurm's short form: `node[1-2,5],head` -> node1, node2, node5, head."""
-    if text in ("", "(null)"):
-        return []
-    nodes = []
-    for name, inside in re.findall(r"([^,\[\]]+)(?:\[([^\]]*)\])?", text):
-        for piece in inside.split(",") if inside else [""]:
-            first, _, last = piece.partition("-")
-            numbers = range(int(first), int(last or first) + 1) if first else [None]
-            nodes += [name if n is None else f"{name}{n:0{len(first)}d}" for n in numbers]
-    return nodes
-
-
-def parse_partitions(text: str) -> list[PartitionLimits]:
-    """Read `sinfo -N` lines: partition, node, state, gres, cpus, memory, limit, default time."""
-    rows: dict[str, list[list[str]]] = {}
-    for line in text.splitlines():
-        fields = line.strip().split("|")
-        rows.setdefault(fields[0], []).append(fields)
-    found = [_partition(name, nodes) for name, nodes in rows.items()]
-    return sorted(found, key=lambda limits: not limits.is_default)
-
-
-def _partition(name: str, nodes: Sequence[Sequence[str]]) -> PartitionLimits:
-    usable = [row for row in nodes if not re.match(r"(down|drain|fail|unk|maint)|.*\*$", row[2])]
-    gres = re.search(r"gpu:(?:([^:(,]+):)?(\d+)", nodes[0][3])
-    return PartitionLimits(
-        name=name.rstrip("*"),
-        is_default=name.endswith("*"),
-        max_time_s=parse_time(nodes[0][6]),
-        default_time_s=parse_time(nodes[0][7]),
-        num_nodes=len(nodes),
-        nodes_usable=len(usable),
-        cpus_per_node=min(int(row[4].rstrip("+")) for row in nodes),
-        mem_per_node_mib=min(int(row[5].rstrip("+")) for row in nodes),
-        gpus_per_node=int(gres[2]) if gres else 0,
-        gpu_type=gres[1] if gres and gres[1] else None,
-    )
-
-
-def parse_time(text: str) -> int | None:
-    """Read Slurm's `2-00:00:00`, `30:00`; None: no limit."""
-    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text)
-    if match is None:
-        return None
-    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
-    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
-
-
-def _timestamp(text: str | None) -> float | None:
-    try:
-        return datetime.fromisoformat(text or "").timestamp()
-    except ValueError:  # Unknown, N/A
-        return None

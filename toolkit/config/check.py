@@ -1,5 +1,6 @@
 """Rules that cross sections: each a function with its reason, silent while what it needs is open."""
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping
 
@@ -107,9 +108,19 @@ def _batch(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
     if cfg.samples_per_step % unit:
         micro_batch = f" x micro_batch {cfg.batch.micro_batch}" if cfg.batch.micro_batch else ""
         what = f"{cfg.samples_per_step} samples a step on {cfg.replicas} replicas{micro_batch}"
+        fitting = [nodes for nodes in range(1, 2 * cfg.cluster.nodes + 1) if _divides(cfg, nodes=nodes)]
         near = -(-cfg.samples_per_step // unit) * unit * seq_len
-        must = "each replica runs the same number of micro-batches"
-        yield "batch.tokens_per_step", what, must, f"set batch.tokens_per_step={near}, or use other nodes"
+        must = "each replica runs the same number of micro-batches, and the batch stays when the nodes change"
+        nodes = f"--nodes that do: {', '.join(map(str, fitting))}; or " if fitting else ""
+        yield "batch.tokens_per_step", what, must, f"{nodes}set batch.tokens_per_step={near} for a new run"
+
+
+def _divides(cfg: RunConfig, *, nodes: int) -> bool:
+    """Whether so many nodes make whole pipelines that share a step's micro-batches evenly."""
+    other = dataclasses.replace(cfg, cluster=dataclasses.replace(cfg.cluster, nodes=nodes))
+    if other.world_size % (cfg.parallel.stages or 1):
+        return False
+    return cfg.samples_per_step % (other.replicas * (cfg.batch.micro_batch or 1)) == 0
 
 
 def _cache(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
@@ -124,9 +135,9 @@ def _horizon(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
         what = f"optim.warmup_tokens={cfg.optim.warmup_tokens} with run.tokens={cfg.run.tokens}"
         yield "optim.warmup_tokens", what, "the warm-up must end before the run", "shorten it"
     keep_every, save_every = cfg.checkpoint.keep_every, cfg.checkpoint.save_every
-    if keep_every and keep_every % save_every:
+    if keep_every and (save_every == "auto" or keep_every % save_every):
         what = f"checkpoint.keep_every={keep_every} with save_every={save_every}"
-        yield "checkpoint.keep_every", what, "only steps that are saved can be kept", "use a multiple"
+        yield "checkpoint.keep_every", what, "only steps that are saved can be kept", "use a multiple of save_every"
     limit, delay = cfg.cluster.time_limit, cfg.cluster.signal_delay_s
     if limit is not None and delay >= limit:
         what = f"cluster.signal_delay_s={delay} with time_limit={limit} s"

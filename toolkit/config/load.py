@@ -224,10 +224,11 @@ def _suggest(key: str, known: Sequence[str]) -> tuple[str, str]:
 def _parse(node: yaml.Node, declared: Any) -> Any:
     """Read a node as the declared type; ValueError says what is wrong."""
     if get_origin(declared) in (Union, types.UnionType):
-        inner = next(part for part in get_args(declared) if part is not type(None))
-        if isinstance(node, yaml.ScalarNode) and not node.style and node.value in {*_NULLS, ""}:
+        inner, *others = (part for part in get_args(declared) if part is not type(None))
+        if type(None) in get_args(declared) and _is_null(node):
             return None
-        return _parse(node, inner)
+        words = [word for part in others for word in get_args(part)]  # `Count | Literal["auto"]`
+        return _text(node) if words and _text(node) in words else _parse(node, inner)
     if get_origin(declared) is Annotated:
         base, *marks = get_args(declared)
         seconds = any(isinstance(mark, Seconds) for mark in marks)
@@ -243,6 +244,10 @@ def _parse(node: yaml.Node, declared: Any) -> Any:
     if get_origin(declared) in (list, dict):
         return _parse_collection(node, declared)
     return _parse_scalar(_text(node), declared)
+
+
+def _is_null(node: yaml.Node) -> bool:
+    return isinstance(node, yaml.ScalarNode) and not node.style and node.value in {*_NULLS, ""}
 
 
 def _parse_collection(node: yaml.Node, declared: Any) -> Any:

@@ -175,8 +175,9 @@ class BatchSection:
 class CheckpointSection:
     """When state is saved, and what is kept."""
 
-    save_every: Count = 1000
-    """Steps between saves; a stop and the end of the run save too."""
+    save_every: Count | Literal["auto"] = "auto"
+    """Steps between saves; a stop and the end of the run save too. auto: as often as failures that were seen make it
+    worth what a save was measured to cost."""
     keep: Count = 2
     """Newest checkpoints that are kept."""
     keep_every: Count | None = None
@@ -263,9 +264,12 @@ class ClusterSection:
     mem_per_node: str | None = None
     """Memory a node in Slurm's words (500G, 0 for all). None: the site's default."""
     signal_delay_s: Count = 120
-    """Seconds before the time limit at which the job is told to save and requeue."""
+    """Seconds before the time limit at which the scheduler warns the job. The run stops just in time for a save, from
+    what saves took; as long as none was measured, this is what it keeps for one."""
     max_requeues: Natural = 100
-    """Restarts a run may use up before it is left FAILED."""
+    """Restarts that the run may use up by itself after a submission."""
+    max_fruitless: Count = 3
+    """Attempts in a row that may fail without getting further, before the run is left FAILED."""
     setup: list[str] = field(default_factory=list)
     """Shell lines run on each job's first node before the ranks start (module load ...)."""
     env: dict[str, str] = field(default_factory=dict)
@@ -274,6 +278,17 @@ class ClusterSection:
     """Further #SBATCH flags, name without dashes; true for a flag without a value."""
     srun_extra: list[str] = field(default_factory=list)
     """Further srun arguments."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HealthSection:
+    """Looking at the nodes before a training."""
+
+    enabled: Literal["auto", "always", "never"] = "auto"
+    """Probe every node before the first step, and leave out bad ones next time. auto: where a run has several nodes."""
+    limits: dict[str, float] = field(default_factory=dict)
+    """Limits of the site in place of the built-in ones, by probe (docs/design.md): the least of a rate, the most of
+    anything else, {gpu matmul: 550}."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -290,6 +305,7 @@ class RunConfig:
     faults: FaultsSection = field(default_factory=FaultsSection)
     monitor: MonitorSection = field(default_factory=MonitorSection)
     cluster: ClusterSection = field(default_factory=ClusterSection)
+    health: HealthSection = field(default_factory=HealthSection)
 
     @property
     def world_size(self) -> int:

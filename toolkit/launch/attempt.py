@@ -1,39 +1,56 @@
 """One attempt on one rank: connect, train, tell what came of it, act on it."""
 
+import contextlib
 import logging
 import os
 import time
 import traceback
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import psutil
 
 from toolkit.checkpoint.upload import Mirror
-from toolkit.cluster.choose import open_cluster
+from toolkit.cluster.choose import read_own_job
 from toolkit.config.load import load_config
 from toolkit.config.schema import CheckpointSection, RunConfig, to_dict
 from toolkit.data.mixture import open_members
 from toolkit.data.places import ShardPlaces
 from toolkit.distributed import Place, World, is_lost_connection, read_place
-from toolkit.errors import EXIT_BUG, EXIT_DONE, ToolkitError, TryAgainError
-from toolkit.launch.ledger import Attempt, Failure, begin_attempt, end_attempt, fail_attempt, write_failure
+from toolkit.errors import (
+    EXIT_BUG,
+    EXIT_DONE,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    LostPeersError,
+    RefusedError,
+    RunError,
+    ToolkitError,
+)
+from toolkit.launch.health import is_wanted, refuse_bad_nodes
+from toolkit.launch.ledger import Attempt, Failure, begin_attempt, change_attempt, read_attempts, write_failure
 from toolkit.log import RankFormatter, setup_logging
+from toolkit.monitor.history import newest_steps
 from toolkit.monitor.rate import RateMeter
 from toolkit.monitor.sinks import Sinks, open_sinks, rewind_jsonl
 from toolkit.plan.costs import layer_costs, train_flops_per_token
 from toolkit.plan.hardware import find_hardware
 from toolkit.plan.split import split_layers
 from toolkit.rundir import RunDir
+from toolkit.train.cadence import failure_rate
 from toolkit.train.loop import End, Outcome, Surroundings, Training
-from toolkit.train.stop import Stop, StopFlag
+from toolkit.train.stop import JobClock, StopFlag, StopJudge
+from toolkit.train.watchdog import Hang, Watchdog
 
 log = logging.getLogger(__name__)
 
+_NOTE_S = 10.0
 _TIMEOUT_S = 1800.0  # of a collective: longer than any evaluation or save of one rank
-_REQUEUE_WAIT_S = 120.0
 
 
 def run_rank(run_dir: RunDir, stop: StopFlag) -> int:
-    """Run one rank to the end of the attempt; give its exit code."""
+    """Run one rank to the end of the attempt; give its exit code. What comes after it is decided in after.py."""
     place = read_place(os.environ)
     formatter = setup_logging(rank=place.rank, node=place.node)
     try:
@@ -43,34 +60,112 @@ def run_rank(run_dir: RunDir, stop: StopFlag) -> int:
         world.close()
     except Exception as error:
         return _fail(run_dir, place, error)
-    if outcome.end is End.REQUEUE and place.rank == 0:
-        _requeue(run_dir, place, stop)
     return EXIT_BUG if outcome.end is End.FAILED else EXIT_DONE
 
 
 def _attempt(cfg: RunConfig, run_dir: RunDir, world: World, stop: StopFlag, formatter: RankFormatter) -> Outcome:
+    start_time = psutil.Process().create_time()
+    seconds = {"connect": time.time() - start_time}
     record = Attempt(
         attempt=world.place.attempt,
         job_id=world.place.job_id,
         nodes=tuple(dict.fromkeys(world.gather(world.place.node))),
         layout=f"{cfg.parallel.stages} x {cfg.replicas}, ZeRO {cfg.parallel.zero_stage}",
-        start_time=time.time(),
+        start_time=start_time,
+        seconds=seconds,
     )
     if world.rank == 0:
         begin_attempt(run_dir, record)
-    training = Training(cfg, _surround(cfg, run_dir, world, stop, formatter))
-    sinks = _open_sinks(cfg, run_dir, world, step=training.step)
-    outcome = _bound_requeues(training.run(sinks), world.place, limit=cfg.cluster.max_requeues)
-    sinks.close(outcome.end.value)
+    with contextlib.ExitStack() as closing:
+        watchdog = closing.enter_context(contextlib.closing(_watch(cfg, run_dir, world)))
+        clock = JobClock(_ask_for_deadline()) if world.rank == 0 else None
+        if clock is not None:
+            closing.callback(clock.close)
+        if is_wanted(cfg):
+            watchdog.beat("health", 0)
+            started = time.monotonic()
+            refuse_bad_nodes(cfg, run_dir, world, environ=os.environ)
+            seconds["health"] = time.monotonic() - started
+        judge = StopJudge(stop, clock, reserve_s=cfg.cluster.signal_delay_s)
+        training = Training(cfg, _surround(cfg, run_dir, world, judge, watchdog, formatter))
+        if world.rank == 0:
+            seconds |= training.seconds
+            _tell_start(run_dir, record.attempt, step=training.step, seconds=seconds)
+        sinks = _open_sinks(cfg, run_dir, world, step=training.step)
+        outcome = training.run(sinks)
+        sinks.close(outcome.end.value)
     if world.rank == 0:
         log.info("%s at step %d: %s", outcome.end.value, outcome.last_step, outcome.reason)
-        end = replace(record, end_time=time.time(), outcome=outcome.end.value, reason=outcome.reason)
-        end = replace(end, first_step=outcome.first_step, last_step=outcome.last_step)
-        end_attempt(run_dir, end)
+        change_attempt(
+            run_dir,
+            record.attempt,
+            end_time=time.time(),
+            outcome=outcome.end.value,
+            reason=outcome.reason,
+            last_step=outcome.last_step,
+            seconds=_rounded({**seconds, **outcome.seconds}),
+        )
     return outcome
 
 
-def _surround(cfg: RunConfig, run_dir: RunDir, world: World, stop: StopFlag, formatter: RankFormatter) -> Surroundings:
+def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
+    return {part: round(value, 3) for part, value in seconds.items()}
+
+
+def _watch(cfg: RunConfig, run_dir: RunDir, world: World) -> Watchdog:
+    def tell(hang: Hang) -> None:
+        failure = Failure(
+            rank=world.rank,
+            node=world.place.node,
+            time=time.time(),
+            is_echo=False,
+            error=f"hang: {hang.text}",
+            cause="hang",
+            culprits=tuple(dict.fromkeys(world.node_of(rank) for rank in hang.late)),
+        )
+        write_failure(run_dir, world.place.attempt, failure)
+
+    return Watchdog(
+        cfg.faults,
+        rank=world.rank,
+        size=world.size,
+        name_of=world.name_of,
+        open_channel=lambda: world.open_channel("watchdog", timeout_s=_NOTE_S),
+        on_hang=tell,
+    )
+
+
+def _tell_start(run_dir: RunDir, attempt: str, *, step: int, seconds: Mapping[str, float]) -> None:
+    newest = next(newest_steps(run_dir.metrics_path), None)
+    redone = max(0, newest["step"] - step) if newest else 0
+    change_attempt(run_dir, attempt, first_step=step, redone=redone, seconds=_rounded(seconds))
+
+
+def _observe_failures(cfg: RunConfig, run_dir: RunDir) -> float:
+    """Estimate the failures an hour from the run's own attempts so far."""
+    ended = [one for one in read_attempts(run_dir) if one.end_time is not None]
+    return failure_rate(
+        failures=sum(one.outcome in {"CRASHED", "KILLED"} for one in ended),
+        gpu_hours=sum((one.end_time or 0) - one.start_time for one in ended) / 3600 * cfg.world_size,
+        num_gpus=cfg.world_size,
+    )
+
+
+def _ask_for_deadline() -> Callable[[], float | None]:
+    job = read_own_job(os.environ, patience_s=0.0)
+    return lambda: job.cluster.deadline(job.job_id)
+
+
+def _refuse_ghost(run_dir: RunDir, attempt: str) -> None:
+    """Keep an attempt that the scheduler has given up, and could not end, from writing where the next one does."""
+    newest = read_attempts(run_dir)[-1].attempt
+    if newest != attempt:
+        raise RunError(f"attempt {newest} has begun\n  attempt {attempt} was given up by the scheduler, and ends here")
+
+
+def _surround(
+    cfg: RunConfig, run_dir: RunDir, world: World, judge: StopJudge, watchdog: Watchdog, formatter: RankFormatter
+) -> Surroundings:
     assert cfg.parallel.stages is not None, "parallel.stages is not resolved"
     costs = layer_costs(cfg.model, seq_len=cfg.data.seq_len)
     is_gpu = world.device.type == "cuda"
@@ -78,11 +173,15 @@ def _surround(cfg: RunConfig, run_dir: RunDir, world: World, stop: StopFlag, for
     members = open_members(cfg.data.weights)
     return Surroundings(
         world=world,
+        run_dir=run_dir,
         members=members,
         places=ShardPlaces(members, cfg.data, os.environ),
         checkpoints_dir=run_dir.find_checkpoints(cfg.checkpoint.dir),
         mirror=_open_mirror(cfg.checkpoint, run_dir) if world.rank == 0 else None,
-        stop=stop,
+        judge=judge,
+        failures_per_hour=_observe_failures(cfg, run_dir),
+        beat=watchdog.beat,
+        refuse_ghost=partial(_refuse_ghost, run_dir, world.place.attempt),
         formatter=formatter,
         rate=RateMeter(
             tokens_per_step=cfg.batch.tokens_per_step,
@@ -120,30 +219,23 @@ def _open_mirror(section: CheckpointSection, run_dir: RunDir) -> Mirror | None:
     return Mirror(section.mirror_url, run_dir.checkpoints_dir, keep=section.keep, keep_every=section.keep_every)
 
 
+_LASTING = (ConfigError, RefusedError, DataError, CheckpointError, RunError)
+"""What the same job would meet again; all else may pass: a file system, a peer, a device."""
+
+
 def _fail(run_dir: RunDir, place: Place, error: Exception) -> int:
-    """Leave the reason where `status` finds it."""
+    """Leave the reason where `status` and what comes after find it."""
     is_known = isinstance(error, ToolkitError)
-    is_echo = isinstance(error, TryAgainError) or is_lost_connection(error)
+    is_echo = isinstance(error, LostPeersError) or is_lost_connection(error)
     text = str(error) if is_known else f"{type(error).__name__}: {error}"
-    failure = Failure(rank=place.rank, node=place.node, time=time.time(), is_echo=is_echo, error=text)
+    failure = Failure(
+        rank=place.rank,
+        node=place.node,
+        time=time.time(),
+        is_echo=is_echo,
+        error=text,
+        is_lasting=isinstance(error, _LASTING),
+    )
     write_failure(run_dir, place.attempt, failure)
-    if place.rank == 0:
-        fail_attempt(run_dir, place.attempt, reason=text.splitlines()[0], time=failure.time)
     log.error("%s", text if is_known else traceback.format_exc())
     return error.exit_code if isinstance(error, ToolkitError) else EXIT_BUG
-
-
-def _bound_requeues(outcome: Outcome, place: Place, *, limit: int) -> Outcome:
-    restarts = int(place.attempt.rpartition(".")[2])
-    if outcome.end is not End.REQUEUE or restarts < limit:
-        return outcome
-    return replace(outcome, end=End.FAILED, reason=f"{outcome.reason}, and cluster.max_requeues={limit} is used up")
-
-
-def _requeue(run_dir: RunDir, place: Place, stop: StopFlag) -> None:
-    """Put the job back into the queue, then wait to be ended: leaving first would complete the job."""
-    cluster = open_cluster(place.cluster, state_dir=Path(os.environ.get("TOOLKIT_LOCAL_STATE", run_dir.root)))
-    cluster.requeue(place.job_id)
-    deadline = time.monotonic() + _REQUEUE_WAIT_S
-    while stop.reason is not Stop.TERMINATED and time.monotonic() < deadline:
-        time.sleep(0.1)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,37 @@ from toolkit.rundir import RunDir
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attempt:
-    """One start of a job. Times are Unix seconds; `outcome` is RUNNING until it is known."""
+    """One start of a job. Times are Unix seconds.
+
+    `outcome` is RUNNING until it is known, then what the loop says (FINISHED, REQUEUE, STOPPED, FAILED), CRASHED where
+    a rank broke off with an error, KILLED where the ranks ended without a word.
+    """
 
     attempt: str
     job_id: str
     nodes: tuple[str, ...]
     layout: str
     start_time: float
+    """When the processes of its ranks began."""
     end_time: float | None = None
     first_step: int | None = None
+    """Steps done in the checkpoint it began with."""
     last_step: int | None = None
+    saved_step: int | None = None
+    """Steps done in the newest whole checkpoint when it ended."""
+    redone: int = 0
+    """Steps that a former attempt had done and lost."""
     outcome: str = "RUNNING"
     reason: str = ""
+    culprits: tuple[str, ...] = ()
+    """Nodes that ended it."""
+    cause: str = ""
+    """What the culprits did: `crash`, `hang`, or `probe` where they failed a check of their health."""
+    next: str = ""
+    """What came after it."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """How long its parts took: connect, health, build, load, first_step (from the start, one after the other), save
+    (the longest until a checkpoint was complete), stall (the longest that training stood still for one)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +55,37 @@ class Failure:
     is_echo: bool
     """It only lost the connection to another rank."""
     error: str
+    is_lasting: bool = False
+    """The same job would fail again: what is wrong is in the configuration, data or checkpoints."""
+    culprits: tuple[str, ...] = ()
+    """Nodes that this rank holds to be the cause; empty: its own."""
+    cause: str = "crash"
+    """See `Attempt.cause`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobRecord:
+    """The newest job of a run."""
+
+    scheduler: str
+    """`slurm` or `local`."""
+    job_id: str
+    attempts_before: int
+    """Attempts of the run when it was submitted: its budget of restarts counts from there."""
+    prepared_in: str | None = None
+    """Where the jobs that make its dataset have their scripts and logs; None: there were none."""
+
+
+def find_job_record(run_dir: RunDir) -> JobRecord | None:
+    """Find the newest job of a run; None: none was submitted."""
+    if not run_dir.job_path.is_file():
+        return None
+    return JobRecord(**json.loads(run_dir.job_path.read_text(encoding="utf-8")))
+
+
+def write_job_record(run_dir: RunDir, job: JobRecord) -> None:
+    """Record the newest job of a run."""
+    storage.write_atomic(str(run_dir.job_path), (json.dumps(asdict(job)) + "\n").encode())
 
 
 def read_attempts(run_dir: RunDir) -> list[Attempt]:
@@ -44,7 +94,10 @@ def read_attempts(run_dir: RunDir) -> list[Attempt]:
         return []
     lines = run_dir.attempts_path.read_text(encoding="utf-8").splitlines()
     records = (json.loads(line) for line in lines if line.strip())
-    return [Attempt(**{**record, "nodes": tuple(record["nodes"])}) for record in records]
+    return [
+        Attempt(**{**record, "nodes": tuple(record["nodes"]), "culprits": tuple(record.get("culprits", ()))})
+        for record in records
+    ]
 
 
 def begin_attempt(run_dir: RunDir, attempt: Attempt) -> None:
@@ -57,17 +110,10 @@ def begin_attempt(run_dir: RunDir, attempt: Attempt) -> None:
     _write(run_dir.attempts_path, [*closed, attempt])
 
 
-def end_attempt(run_dir: RunDir, attempt: Attempt) -> None:
-    """Replace the line of an attempt by its final form."""
-    others = [known for known in read_attempts(run_dir) if known.attempt != attempt.attempt]
-    _write(run_dir.attempts_path, [*others, attempt])
-
-
-def fail_attempt(run_dir: RunDir, attempt: str, *, reason: str, time: float) -> None:
-    """Close the line of an attempt that broke off; one that had not begun has none."""
-    for known in read_attempts(run_dir):
-        if known.attempt == attempt:
-            end_attempt(run_dir, replace(known, outcome="FAILED", reason=reason, end_time=time))
+def change_attempt(run_dir: RunDir, attempt: str, **fields: Any) -> None:
+    """Change fields of an attempt's line; one that had not begun has none, and nothing is changed."""
+    known = read_attempts(run_dir)
+    _write(run_dir.attempts_path, [replace(one, **fields) if one.attempt == attempt else one for one in known])
 
 
 def _write(path: Path, attempts: Sequence[Attempt]) -> None:
@@ -86,5 +132,5 @@ def read_failures(run_dir: RunDir, attempt: str) -> list[Failure]:
     records: list[dict[str, Any]] = [
         json.loads(path.read_text(encoding="utf-8")) for path in run_dir.attempt_dir(attempt).glob("*.failure.json")
     ]
-    failures = [Failure(**record) for record in records]
+    failures = [Failure(**{**record, "culprits": tuple(record.get("culprits", ()))}) for record in records]
     return sorted(failures, key=lambda failure: (failure.is_echo, failure.time))

@@ -1,20 +1,22 @@
 """Check, freeze, submit: everything between the command and the queue."""
 
-import json
 import shutil
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from toolkit import storage
-from toolkit.cluster.base import Cluster, JobSpec, JobStatus, PartitionLimits, find_partition, make_spec
+from toolkit.cluster.base import Cluster, JobSpec, JobState, JobStatus, PartitionLimits, find_partition, make_spec
 from toolkit.cluster.choose import open_cluster
 from toolkit.config.check import check_config
 from toolkit.config.load import COMMAND_LINE, Loaded, dump_config
 from toolkit.config.schema import ClusterSection, RunConfig
 from toolkit.errors import ClusterError, ConfigError, Problem, RunError, StorageError, ToolkitError
 from toolkit.launch.gate import check_data, check_partition, check_places, refuse_foreign_checkpoint
+from toolkit.launch.ledger import JobRecord, find_job_record, read_attempts, write_job_record
+from toolkit.launch.nodes import NodeLedger, choose_exclusions
 from toolkit.launch.prepare import PreparationJobs, ask_for, name_dataset, plan_jobs, stands, submit_jobs
 from toolkit.launch.snapshot import freeze_code
 from toolkit.plan.hardware import find_hardware
@@ -28,6 +30,8 @@ class Request:
 
     cluster: Cluster
     run_dir: RunDir
+    asked: RunConfig
+    """What the plan fills is still open in it."""
     plan: Plan
     spec: JobSpec
     script: str
@@ -35,6 +39,8 @@ class Request:
     """What the scheduler says of the start; empty where it says nothing."""
     preparation: PreparationJobs | None
     """Jobs that make the dataset first; None: it stands."""
+    left_out: dict[str, str]
+    """Nodes that the job does not use because of what they did before, with the reason."""
 
 
 def state_dir(root: Path) -> Path:
@@ -56,16 +62,29 @@ def prepare_request(loaded: Loaded) -> Request:
     refuse_live(run_dir)
     plan = resolve(cfg, hardware=find_hardware(cfg.cluster.gpu_type))
     refuse_foreign_checkpoint(plan.cfg, run_dir)
+    left_out = _leave_out(plan.cfg, cluster)
     spec = _make_spec(plan.cfg, run_dir, partition)
+    spec = replace(spec, exclude=tuple(dict.fromkeys([*spec.exclude, *left_out])))
     return Request(
         cluster=cluster,
         run_dir=run_dir,
+        asked=_make_absolute(_place_source(loaded)),
         plan=plan,
         spec=spec,
         script=cluster.render(spec),
         start=cluster.check(spec),
         preparation=_plan_preparation(plan.cfg, partition),
+        left_out=left_out,
     )
+
+
+def _leave_out(cfg: RunConfig, cluster: Cluster) -> dict[str, str]:
+    bad = NodeLedger(Path(cfg.run.root)).excluded(time.time())
+    if not bad:
+        return {}
+    usable = [node.name for node in cluster.nodes(cfg.cluster.partition) if node.is_usable]
+    others = [node for node in usable if node not in cfg.cluster.exclude]
+    return {node: bad[node].reason for node in choose_exclusions(bad, others, cfg.cluster.nodes)}
 
 
 def _plan_preparation(cfg: RunConfig, partition: PartitionLimits) -> PreparationJobs | None:
@@ -104,10 +123,13 @@ def carry_out(request: Request) -> str:
         if is_new:
             shutil.rmtree(run_dir.root, ignore_errors=True)
         raise
-    job = {"scheduler": request.cluster.name, "job_id": job_id}
-    if request.preparation is not None:
-        job["prepared_in"] = str(request.preparation.jobs_dir)
-    storage.write_atomic(str(run_dir.job_path), (json.dumps(job) + "\n").encode())
+    record = JobRecord(
+        scheduler=request.cluster.name,
+        job_id=job_id,
+        attempts_before=len(read_attempts(run_dir)),
+        prepared_in=str(request.preparation.jobs_dir) if request.preparation is not None else None,
+    )
+    write_job_record(run_dir, record)
     return job_id
 
 
@@ -121,22 +143,43 @@ def _write_run_dir(request: Request) -> None:
         raise StorageError(
             f"cannot write {run_dir.root}: {error.strerror}\n  the run lives there\n  free space, or set run.root"
         ) from error
+    run_dir.halt_path.unlink(missing_ok=True)
+    storage.write_atomic(str(run_dir.asked_path), dump_config(request.asked).encode())
     storage.write_atomic(str(run_dir.config_path), dump_config(request.plan.cfg).encode())
     storage.write_atomic(str(run_dir.plan_path), plan_text(request.plan).encode())
 
 
 def find_job(run_dir: RunDir) -> tuple[Cluster, str] | None:
     """Find the newest job of a run; None: none was submitted."""
-    if not run_dir.job_path.is_file():
+    record = find_job_record(run_dir)
+    if record is None:
         return None
-    job = json.loads(run_dir.job_path.read_text(encoding="utf-8"))
-    return open_cluster(job["scheduler"], state_dir=state_dir(run_dir.root.parent)), job["job_id"]
+    return open_cluster(record.scheduler, state_dir=state_dir(run_dir.root.parent)), record.job_id
 
 
-def find_preparation(run_dir: RunDir) -> Path | None:
-    """Find where the jobs that made a run's tokens have their scripts and logs; None: there were none."""
-    job = json.loads(run_dir.job_path.read_text(encoding="utf-8")) if run_dir.job_path.is_file() else {}
-    return Path(job["prepared_in"]) if "prepared_in" in job else None
+def halt(run_dir: RunDir, *, how: str) -> tuple[str, JobState]:
+    """Let a run stand still until it is submitted again.
+
+    Args:
+        run_dir: the run.
+        how: `stop` lets a job that runs save first; `cancel` ends it now.
+
+    Returns:
+        The job, and what it was doing.
+
+    Raises:
+        RunError: it has no job that waits or runs.
+    """
+    job = find_job(run_dir)
+    status = job[0].state(job[1]) if job else None
+    if job is None or status is None or not status.state.is_live:
+        raise RunError(f"run {run_dir.name} has no live job\n  `python -m toolkit status {run_dir.name}` shows it")
+    storage.write_atomic(str(run_dir.halt_path), f"{how}\n".encode())  # first: what comes after a job looks for it
+    if how == "stop" and status.state is JobState.RUNNING:
+        job[0].signal(job[1], "TERM")
+    else:
+        job[0].cancel(job[1])
+    return job[1], status.state
 
 
 def job_status(run_dir: RunDir) -> JobStatus | None:
@@ -227,6 +270,7 @@ def _make_spec(cfg: RunConfig, run_dir: RunDir, partition: PartitionLimits) -> J
         nodes=section.nodes,
         tasks_per_node=section.gpus_per_node,
     )
+    spec = replace(spec, epilogue=(sys.executable, "-m", "toolkit.launch.after", str(run_dir.root)))
     if not partition.gpus_per_node:
         return spec
     # a name that only the planner knows (h100 for nvidia_h100_80gb) would be refused

@@ -5,13 +5,15 @@ No sink ever stops a training: one that fails is switched off with a warning.
 
 import json
 import logging
+import queue
 import secrets
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +27,7 @@ log = logging.getLogger(__name__)
 
 _WANDB_ANSWER_S = 5.0
 _WANDB_INIT_S = 60.0
+_CLOSE_S = 300.0  # W&B sends what it has not sent yet
 
 
 class Sink(Protocol):
@@ -162,6 +165,46 @@ class TensorBoardSink:
         self._writer.close()
 
 
+class BackgroundSink:
+    """A sink that lives in a thread of its own: W&B takes seconds to open, and all ranks would wait for rank 0."""
+
+    def __init__(self, name: str, build: Callable[[], Sink]) -> None:
+        self._name = name
+        self._told: queue.SimpleQueue[tuple[int, Mapping[str, float]] | str] = queue.SimpleQueue()
+        self._problem: Exception | None = None
+        self._thread = threading.Thread(target=self._serve, args=(build,), name=name, daemon=True)
+        self._thread.start()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Hand a step over; raise what went wrong with an earlier one."""
+        self._raise_problem()
+        self._told.put((step, dict(values)))
+
+    def rewind(self, step: int) -> None:
+        """Tell nothing: no sink of this kind has to forget a step that is told again."""
+
+    def close(self, outcome: str) -> None:
+        """Let the thread finish; raise what went wrong."""
+        self._told.put(outcome)
+        self._thread.join(_CLOSE_S)
+        if self._thread.is_alive():
+            raise RunError(f"{self._name} did not end within {_CLOSE_S:.0f} s")
+        self._raise_problem()
+
+    def _serve(self, build: Callable[[], Sink]) -> None:
+        try:
+            sink = build()
+            while not isinstance(told := self._told.get(), str):
+                sink.write(*told)
+            sink.close(told)
+        except Exception as error:  # told to the main thread, which goes on without the sink
+            self._problem = error
+
+    def _raise_problem(self) -> None:
+        if self._problem is not None:
+            raise RunError(f"{self._name}: {self._problem}") from self._problem
+
+
 class Sinks:
     """All sinks of rank 0; on other ranks there are none."""
 
@@ -206,17 +249,10 @@ def open_sinks(
         ConsoleSink(num_steps=num_steps, every=section.log_every),
     ]
     if section.wandb != "off":
-        _open_guarded(sinks, lambda: WandbSink(section, run_dir, name=name, config=config))
+        sinks.append(BackgroundSink("W&B", lambda: WandbSink(section, run_dir, name=name, config=config)))
     if section.tensorboard:
-        _open_guarded(sinks, lambda: TensorBoardSink(run_dir.tensorboard_dir))
+        sinks.append(BackgroundSink("TensorBoard", lambda: TensorBoardSink(run_dir.tensorboard_dir)))
     return Sinks(sinks)
-
-
-def _open_guarded(sinks: list[Sink], build: Any) -> None:
-    try:
-        sinks.append(build())
-    except Exception as error:  # metrics never stop a training
-        log.warning("a sink could not be opened: %s", error)
 
 
 def rewind_jsonl(path: Path, *, step: int) -> None:

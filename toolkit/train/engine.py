@@ -17,6 +17,7 @@ from toolkit.data.loader import MicroBatch
 from toolkit.model.llama import Llama, token_loss
 from toolkit.model.pipeline import Pipeline
 from toolkit.topology import BatchShape
+from toolkit.train.compiler import put_off_compiler
 from toolkit.train.gauges import ForwardClock, GradientGauge
 
 log = logging.getLogger(__name__)
@@ -175,8 +176,10 @@ def build_engine(cfg: RunConfig, *, boundaries: Sequence[int], device: torch.dev
 def _quieten() -> None:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*is deprecated. Please use", category=FutureWarning)
-    # On CPU DeepSpeed may build a C++ shared-memory operator at the first collective; gloo needs none.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # On CPU DeepSpeed may build a C++ shared-memory operator at the first collective; gloo needs none. An empty list
+    # of what could be built also spares the trial of every operator, with a compiler for some.
+    deepspeed.ops.__compatible_ops__ = {}
+    put_off_compiler()
 
 
 def _set_rate(engine: Any, learning_rate: float) -> None:

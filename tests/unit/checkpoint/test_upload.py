@@ -9,7 +9,7 @@ import pytest
 from tests.checkpoints import make_checkpoint
 from toolkit import storage
 from toolkit.checkpoint import layout
-from toolkit.checkpoint.upload import download_checkpoint, list_remote, newest_remote, upload_checkpoint
+from toolkit.checkpoint.upload import download_checkpoint, list_remote, upload_checkpoint
 from toolkit.errors import CheckpointError, StorageError
 
 URL = "memory://checkpoints"
@@ -28,7 +28,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 def test_a_checkpoint_goes_there_and_comes_back(tmp_path: Path) -> None:
     made = make_checkpoint(tmp_path / "run", 10)
     url = upload_checkpoint(made, URL)
-    assert newest_remote(URL) == url == f"{URL}/step-00000010"
+    assert list_remote(URL)[10] == url == f"{URL}/step-00000010"
     back = download_checkpoint(url, tmp_path / "other")
     assert layout.newest(tmp_path / "other") == back
     assert contents(back) == contents(made)
@@ -40,10 +40,9 @@ def test_only_whole_checkpoints_are_trusted(tmp_path: Path) -> None:
     storage.remove_tree(f"{urls[3]}/COMPLETE")
     storage.write_atomic(f"{urls[2]}/part-00001.safetensors", b"cut off")
     assert list_remote(URL) == {10: urls[0], 20: urls[1]}
-    assert newest_remote(URL) == urls[1]
     with pytest.raises(CheckpointError, match="no complete checkpoint"):
         download_checkpoint(urls[3], tmp_path / "other")
-    assert newest_remote(f"{URL}/nothing") is None
+    assert list_remote(f"{URL}/nothing") == {}
 
 
 def test_a_damaged_part_is_refused_in_both_directions(tmp_path: Path) -> None:
@@ -56,7 +55,7 @@ def test_a_damaged_part_is_refused_in_both_directions(tmp_path: Path) -> None:
     (made / "part-00002.safetensors").write_bytes(os.urandom(1000))
     with pytest.raises(StorageError, match=r"part-00002.safetensors: has checksum"):
         upload_checkpoint(made, f"{URL}/again")
-    assert newest_remote(f"{URL}/again") is None
+    assert list_remote(f"{URL}/again") == {}
 
 
 def test_an_upload_is_repeated_only_when_the_step_was_done_again(tmp_path: Path) -> None:

@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from toolkit.cluster.base import JobSpec, JobState
-from toolkit.cluster.slurm import SlurmCluster, expand_nodes, parse_job, parse_partitions, parse_time
+from toolkit.cluster.answers import expand_nodes, parse_job, parse_nodes, parse_partitions, parse_time
+from toolkit.cluster.base import Fate, JobSpec, JobState
+from toolkit.cluster.slurm import SlurmCluster
 
 
 def test_the_job_script_is_the_one_that_was_read(golden: Callable[[str, str], None]) -> None:
@@ -25,6 +26,7 @@ def test_the_job_script_is_the_one_that_was_read(golden: Callable[[str, str], No
         setup=("module load cuda",),
         env={"NCCL_DEBUG": "WARN"},
         sbatch_extra={"exclusive": True},
+        epilogue=("python3", "-m", "toolkit.launch.after", "/runs/my pilot"),
     )
     golden("job.sbatch", SlurmCluster().render(spec))
 
@@ -66,3 +68,34 @@ def test_partitions_are_read_with_the_default_first() -> None:
 def test_times_without_a_limit_are_none() -> None:
     assert parse_time("infinite") is None
     assert parse_time("30:00") == 1800
+
+
+def test_a_job_tells_its_epilogue_what_has_become_of_it() -> None:
+    ends = {
+        "JobState=RUNNING Reason=None Restarts=1": Fate.OPEN,
+        "JobState=COMPLETING Reason=TimeLimit Restarts=1": Fate.OUT_OF_TIME,
+        "JobState=TIMEOUT Reason=TimeLimit Restarts=1": Fate.OUT_OF_TIME,
+        "JobState=COMPLETING Reason=None Restarts=2": Fate.REQUEUED,
+        "JobState=PENDING Reason=BeginTime Restarts=1": Fate.REQUEUED,
+        "JobState=COMPLETING Reason=None Restarts=1": Fate.CANCELLED,
+        "JobState=CANCELLED Reason=None Restarts=1": Fate.CANCELLED,
+    }
+    for line, fate in ends.items():
+        assert parse_job(line, exit_note=lambda path: "").fate(restarts=1) is fate, line
+
+
+def test_what_a_job_may_do_is_read() -> None:
+    line = "JobId=7 JobState=RUNNING Requeue=0 TimeLimit=1-00:00:00 ExcNodeList=n[1-2]"
+    status = parse_job(line, exit_note=lambda path: "")
+    assert (status.can_requeue, status.exclude, status.time_limit_s) == (False, ("n1", "n2"), 86_400)
+    status = parse_job("JobId=7 JobState=RUNNING Requeue=1 TimeLimit=UNLIMITED", exit_note=lambda path: "")
+    assert (status.can_requeue, status.exclude, status.time_limit_s) == (True, (), None)
+
+
+def test_nodes_are_read_with_their_reason() -> None:
+    text = "low|n1|idle|none\nmain*|n1|mixed|none\nmain*|n2|down*|Not responding\nmain*|n3|drained|fan | broken"
+    assert [(node.name, node.is_usable, node.reason) for node in parse_nodes(text, partition=None)] == [
+        ("n1", True, ""), ("n2", False, "Not responding"), ("n3", False, "fan | broken"),
+    ]  # fmt: skip
+    assert [node.name for node in parse_nodes(text, partition="low")] == ["n1"]
+    assert len(parse_nodes(text, partition="main")) == 3

@@ -33,6 +33,7 @@ RUN_CONFIGS = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.nam
         ("parallel.deepspeed_extra={a: {b: 1}}", {"a": {"b": 1}}),
         ("data.mixture={hdfs://name/a: 3, b: 1e-1}", {"hdfs://name/a": 3.0, "b": 0.1}),
         ("data.path=null", None),
+        ("health.limits={gpu matmul: 500, clock: 1e-1}", {"gpu matmul": 500.0, "clock": 0.1}),
     ],
 )
 def test_a_value_is_read_by_its_declared_type(setting: str, value: Any) -> None:

@@ -8,7 +8,7 @@ import pytest
 from tests.checkpoints import make_checkpoint
 from toolkit import storage
 from toolkit.checkpoint import layout
-from toolkit.checkpoint.upload import newest_remote
+from toolkit.checkpoint.upload import list_remote
 from toolkit.errors import RunError
 from toolkit.launch.archive import upload_run
 from toolkit.rundir import RunDir
@@ -27,12 +27,12 @@ def test_a_run_is_copied_with_its_complete_checkpoints_and_brought_up_to_date(tm
     run_dir.config_path.write_text("run: {name: one}\n")
     run_dir.metrics_path.write_text("one line\n")
     made = make_checkpoint(run_dir.checkpoints_dir, 10)
-    layout.partial_dir(run_dir.checkpoints_dir, step=20).mkdir()
-    (layout.partial_dir(run_dir.checkpoints_dir, step=20) / "part").write_bytes(b"half")
+    layout.partial_dir(run_dir.checkpoints_dir, step=20, token="a").mkdir()
+    (layout.partial_dir(run_dir.checkpoints_dir, step=20, token="a") / "part").write_bytes(b"half")
     reported: list[int] = []
     assert upload_run(run_dir, URL, report=reported.append) == ["config.yaml", "metrics.jsonl"]
     assert sum(reported) == len("run: {name: one}\none line\n")
-    assert newest_remote(f"{URL}/checkpoints") == f"{URL}/checkpoints/{made.name}"
+    assert list_remote(f"{URL}/checkpoints") == {10: f"{URL}/checkpoints/{made.name}"}
     assert len(storage.list_files(URL)) == 2 + 5
     run_dir.metrics_path.write_text("one line\nanother\n")
     upload_run(run_dir, URL, report=reported.append)

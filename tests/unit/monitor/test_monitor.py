@@ -13,7 +13,7 @@ from toolkit.config.schema import MonitorSection
 from toolkit.errors import RunError
 from toolkit.monitor import metrics
 from toolkit.monitor.rate import RateMeter
-from toolkit.monitor.sinks import JsonlSink, Sinks, WandbSink, rewind_jsonl, sync_wandb
+from toolkit.monitor.sinks import BackgroundSink, JsonlSink, Sink, Sinks, WandbSink, rewind_jsonl, sync_wandb
 from toolkit.monitor.watch import check_finite
 from toolkit.rundir import RunDir
 
@@ -90,6 +90,42 @@ def test_a_sink_that_fails_is_switched_off_and_the_others_go_on(
     sinks.close("FINISHED")
     assert len((tmp_path / "m.jsonl").read_text(encoding="utf-8").splitlines()) == 2
     assert caplog.text.count("disk full") == 1
+
+
+class Slow:
+    """A sink that opens when it is let."""
+
+    def __init__(self, gate: threading.Event) -> None:
+        gate.wait(60)
+        self.told: list[tuple[int, Mapping[str, float]]] = []
+        self.end = ""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self.told.append((step, values))
+
+    def close(self, outcome: str) -> None:
+        self.end = outcome
+
+
+def test_steps_wait_for_a_sink_that_opens_slowly_and_training_does_not() -> None:
+    gate, opened = threading.Event(), []
+    sink = BackgroundSink("slow", lambda: opened.append(Slow(gate)) or opened[0])
+    sink.write(1, {"x": 1.0})
+    sink.write(2, {"x": 2.0})
+    assert opened == []
+    gate.set()
+    sink.close("FINISHED")
+    assert opened[0].told == [(1, {"x": 1.0}), (2, {"x": 2.0})]
+    assert opened[0].end == "FINISHED"
+
+
+def test_a_sink_that_cannot_be_opened_is_switched_off_by_name(caplog: pytest.LogCaptureFixture) -> None:
+    def refuse() -> Sink:
+        raise OSError("no key")
+
+    sinks = Sinks([BackgroundSink("W&B", refuse)])
+    sinks.close("FINISHED")
+    assert "BackgroundSink is switched off: W&B: no key" in caplog.text
 
 
 def test_all_attempts_write_to_one_wandb_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

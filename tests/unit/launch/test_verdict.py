@@ -1,0 +1,76 @@
+"""Whether a run goes on by itself."""
+
+from typing import Any
+
+import pytest
+
+from toolkit.launch.ledger import Attempt, Failure
+from toolkit.launch.verdict import Ending, Verdict, blame, decide
+
+
+def attempt(number: int, **fields: Any) -> Attempt:
+    known: dict[str, Any] = {"first_step": 10 * number, "last_step": 10 * number + 9, "saved_step": 10 * number}
+    told = {"nodes": ("node1", "node2"), "layout": "2 x 1", "start_time": 0.0, "outcome": "KILLED", **known, **fields}
+    return Attempt(attempt=f"1.{number}", job_id="1", **told)
+
+
+def failure(**fields: Any) -> Failure:
+    return Failure(**{"rank": 1, "node": "node2", "time": 0.0, "is_echo": False, "error": "boom\nmore", **fields})
+
+
+def judge(*attempts: Attempt, failures: tuple[Failure, ...] = (), halted: bool = False) -> Verdict:
+    ending = Ending(attempts=attempts, failures=failures, is_halted=halted)
+    return decide(ending, max_requeues=5, max_fruitless=3)
+
+
+@pytest.mark.parametrize("outcome", ["REQUEUE", "KILLED", "CRASHED", "STOPPED"])
+def test_a_run_that_broke_off_goes_on(outcome: str) -> None:
+    assert judge(attempt(0, outcome=outcome, reason="why")) == Verdict(True, "why")
+
+
+def test_a_run_that_is_done_or_was_stopped_does_not() -> None:
+    assert judge(attempt(0, outcome="FINISHED")) == Verdict(False, "all tokens are done")
+    assert judge(attempt(0, outcome="KILLED"), halted=True) == Verdict(False, "it was stopped")
+
+
+def test_a_mistake_that_stays_is_not_tried_again() -> None:
+    verdict = judge(attempt(0, outcome="CRASHED"), failures=(failure(is_lasting=True, error="no data\n  x"),))
+    assert verdict == Verdict(False, "the same would happen again: no data", is_failure=True)
+    gave_up = judge(attempt(0, outcome="FAILED", reason="the loss is nan"))
+    assert gave_up == Verdict(False, "the loss is nan", is_failure=True)
+
+
+def test_the_budget_of_restarts_ends() -> None:
+    used = [attempt(number, outcome="REQUEUE", saved_step=10 * number + 9) for number in range(6)]
+    assert judge(*used[:5]).goes_on
+    assert judge(*used) == Verdict(False, "cluster.max_requeues=5 is used up", is_failure=True)
+
+
+def test_attempts_that_get_no_further_end_the_run_and_one_that_does_starts_the_count_anew() -> None:
+    stuck = [attempt(0, outcome="KILLED", reason=str(number)) for number in range(3)]
+    assert judge(*stuck[:2]).goes_on
+    verdict = judge(*stuck)
+    assert (verdict.goes_on, verdict.is_failure) == (False, True)
+    assert "3 attempts in a row got no further" in verdict.reason
+    moved = attempt(0, outcome="KILLED", saved_step=5)
+    assert judge(*stuck[:2], moved).goes_on
+    assert judge(*stuck[:2], moved, stuck[2]).goes_on
+
+
+def test_a_time_limit_that_leaves_no_time_to_train_is_not_tried_for_ever() -> None:
+    assert not judge(*(attempt(0, outcome="REQUEUE", saved_step=None, first_step=0) for _ in range(3))).goes_on
+
+
+def test_the_same_error_at_the_same_step_is_the_programs_not_the_machines() -> None:
+    again = [attempt(1, outcome="CRASHED", reason="boom", saved_step=15) for _ in range(2)]
+    assert judge(*again, failures=(failure(),)).reason == "the same error at step 19 twice"
+    assert judge(again[0], attempt(1, outcome="CRASHED", reason="other", saved_step=15), failures=(failure(),)).goes_on
+    assert judge(*again, failures=(failure(is_echo=True),)).goes_on  # nobody said an error: killed from outside
+
+
+def test_the_node_that_fails_alone_is_blamed() -> None:
+    assert blame([failure()], "") == ("node2",)
+    assert blame([failure(), failure(rank=0, node="node1")], "rank 1 on node2: Killed") == ()  # all alike
+    assert blame([], "rank 1 on node2: Killed") == ("node2",)
+    assert blame([failure(culprits=("node7", "node8"))], "rank 1 on node2: Killed") == ("node7", "node8")
+    assert blame([], "") == ()

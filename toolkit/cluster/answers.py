@@ -1,0 +1,171 @@
+"""What Slurm's commands say, read: jobs, nodes, partitions. Pure, but for the log that names a failed task.
+
+Source: Slurm 22.05, scontrol(1), sinfo(1), squeue(1).
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+from toolkit.cluster.base import JobState, JobStatus, Node, PartitionLimits
+
+# Slurm's rarer states, as what they mean to a run.
+# Source: Slurm 22.05, squeue(1), JOB STATE CODES.
+_RARE_STATES = {
+    "CONFIGURING": JobState.PENDING,
+    "REQUEUE_FED": JobState.PENDING,
+    "REQUEUE_HOLD": JobState.PENDING,
+    "RESV_DEL_HOLD": JobState.PENDING,
+    "SPECIAL_EXIT": JobState.PENDING,
+    "RESIZING": JobState.RUNNING,
+    "SIGNALING": JobState.RUNNING,
+    "STAGE_OUT": JobState.COMPLETING,
+    "STOPPED": JobState.RUNNING,
+    "SUSPENDED": JobState.RUNNING,
+    "BOOT_FAIL": JobState.NODE_FAIL,
+    "DEADLINE": JobState.TIMEOUT,
+    "REVOKED": JobState.CANCELLED,
+}
+
+
+def parse_state(word: str) -> JobState:
+    """Read a state; a word that is not known is UNKNOWN."""
+    return _RARE_STATES.get(word) or {state.value: state for state in JobState}.get(word, JobState.UNKNOWN)
+
+
+_WORST_FIRST = (
+    JobState.RUNNING,
+    JobState.COMPLETING,
+    JobState.PENDING,
+    JobState.REQUEUED,
+    JobState.FAILED,
+    JobState.OUT_OF_MEMORY,
+    JobState.NODE_FAIL,
+    JobState.TIMEOUT,
+    JobState.CANCELLED,
+    JobState.PREEMPTED,
+    JobState.UNKNOWN,
+    JobState.COMPLETED,
+)
+"""Which task speaks for an array: it is live while one of them is, and COMPLETED when all are."""
+
+
+def parse_jobs(text: str, *, exit_note: Callable[[Path], str]) -> JobStatus:
+    """Read the lines of `scontrol show job -o`: one for a job, several for an array."""
+    tasks = [parse_job(line, exit_note=exit_note) for line in text.splitlines() if line.strip()]
+    worst = min(tasks, key=lambda task: _WORST_FIRST.index(task.state))
+    array_id = re.search(r"ArrayJobId=(\d+)", text)
+    if array_id is None:
+        return worst
+    nodes = tuple(dict.fromkeys(node for task in tasks for node in task.nodes))
+    return replace(worst, job_id=array_id[1], nodes=nodes)
+
+
+def parse_job(text: str, *, exit_note: Callable[[Path], str]) -> JobStatus:
+    """Read one line of `scontrol show job -o`."""
+    fields = dict(re.findall(r"(\w+)=(\S*)", text))
+    state = parse_state(fields.get("JobState", ""))
+    restarts = int(fields.get("Restarts") or 0)
+    if state is JobState.PENDING and restarts:
+        state = JobState.REQUEUED
+    # an epilogue asks while its job still counts as running
+    ended = state not in {JobState.PENDING, JobState.REQUEUED, JobState.COMPLETED}
+    return JobStatus(
+        job_id=fields.get("JobId", ""),
+        state=state,
+        reason="" if fields.get("Reason") in (None, "None") else fields["Reason"],
+        nodes=tuple(expand_nodes(fields.get("NodeList", ""))),
+        restarts=restarts,
+        submit_time=_timestamp(fields.get("SubmitTime")),
+        start_time=_timestamp(fields.get("StartTime")),
+        end_time=_timestamp(fields.get("EndTime")),
+        exit_note=exit_note(Path(fields.get("StdOut", ""))) if ended else "",
+        can_requeue=fields.get("Requeue") != "0",
+        exclude=tuple(expand_nodes(fields.get("ExcNodeList", ""))),
+        time_limit_s=parse_time(fields.get("TimeLimit", "")),
+    )
+
+
+def read_exit_note(batch_log: Path) -> str:
+    """Find the first task of the newest attempt that srun saw end badly: `rank 3 on node2: Killed`."""
+    if not batch_log.is_file():
+        return ""
+    pattern = re.compile(r"srun: error: (\S+): tasks? (\d+)\S*: (.+)")
+    text = batch_log.read_text(encoding="utf-8", errors="replace")
+    matches = pattern.findall(re.split(r"^attempt \S+$", text, flags=re.MULTILINE)[-1])
+    return f"rank {matches[0][1]} on {matches[0][0]}: {matches[0][2]}" if matches else ""
+
+
+def expand_nodes(text: str) -> list[str]:
+    """Expand Slurm's short form: `node[1-2,5],head` -> node1, node2, node5, head."""
+    if text in ("", "(null)"):
+        return []
+    nodes = []
+    for name, inside in re.findall(r"([^,\[\]]+)(?:\[([^\]]*)\])?", text):
+        for piece in inside.split(",") if inside else [""]:
+            first, _, last = piece.partition("-")
+            numbers = range(int(first), int(last or first) + 1) if first else [None]
+            nodes += [name if n is None else f"{name}{n:0{len(first)}d}" for n in numbers]
+    return nodes
+
+
+def parse_nodes(text: str, *, partition: str | None) -> list[Node]:
+    """Read `sinfo -N` lines: partition, node, state, reason; of the default partition where none is named."""
+    nodes = []
+    for line in text.splitlines():
+        label, name, state, reason = line.strip().split("|", 3)
+        wanted = label.endswith("*") if partition is None else label.rstrip("*") == partition
+        if wanted:
+            reason = "" if reason == "none" else reason
+            nodes.append(Node(name=name, state=state, reason=reason, is_usable=is_usable(state)))
+    return nodes
+
+
+def is_usable(state: str) -> bool:
+    """Tell whether jobs may be placed on a node in this state; `*` marks one that does not answer."""
+    return re.match(r"(down|drain|fail|unk|maint|inval|error)|.*\*$", state) is None
+
+
+def parse_partitions(text: str) -> list[PartitionLimits]:
+    """Read `sinfo -N` lines: partition, node, state, gres, cpus, memory, limit, default time."""
+    rows: dict[str, list[list[str]]] = {}
+    for line in text.splitlines():
+        fields = line.strip().split("|")
+        rows.setdefault(fields[0], []).append(fields)
+    found = [_partition(name, nodes) for name, nodes in rows.items()]
+    return sorted(found, key=lambda limits: not limits.is_default)
+
+
+def _partition(name: str, nodes: Sequence[Sequence[str]]) -> PartitionLimits:
+    usable = [row for row in nodes if is_usable(row[2])]
+    gres = re.search(r"gpu:(?:([^:(,]+):)?(\d+)", nodes[0][3])
+    return PartitionLimits(
+        name=name.rstrip("*"),
+        is_default=name.endswith("*"),
+        max_time_s=parse_time(nodes[0][6]),
+        default_time_s=parse_time(nodes[0][7]),
+        num_nodes=len(nodes),
+        nodes_usable=len(usable),
+        cpus_per_node=min(int(row[4].rstrip("+")) for row in nodes),
+        mem_per_node_mib=min(int(row[5].rstrip("+")) for row in nodes),
+        gpus_per_node=int(gres[2]) if gres else 0,
+        gpu_type=gres[1] if gres and gres[1] else None,
+    )
+
+
+def parse_time(text: str) -> int | None:
+    """Read Slurm's `2-00:00:00`, `30:00`; None: no limit."""
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text)
+    if match is None:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def _timestamp(text: str | None) -> float | None:
+    try:
+        return datetime.fromisoformat(text or "").timestamp()
+    except ValueError:  # Unknown, N/A
+        return None

@@ -1,0 +1,168 @@
+"""What comes after an attempt: `python -m toolkit.launch.after RUN_DIR CODE`, once, on the job's first node.
+
+It runs when the ranks are gone, however they ended, and is the only place that decides whether the run goes on:
+in the same job (requeue), in a new one that avoids bad nodes, or not at all. No torch: it takes a moment.
+"""
+
+import logging
+import os
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from toolkit.checkpoint import layout
+from toolkit.cluster.base import Fate, JobStatus
+from toolkit.cluster.choose import OwnJob, read_own_job
+from toolkit.config.load import load_config
+from toolkit.config.schema import RunConfig
+from toolkit.errors import EXIT_BUG, EXIT_DONE, ClusterError
+from toolkit.launch.ledger import (
+    Attempt,
+    Failure,
+    JobRecord,
+    begin_attempt,
+    change_attempt,
+    find_job_record,
+    read_attempts,
+    read_failures,
+    write_job_record,
+)
+from toolkit.launch.nodes import NodeLedger, choose_exclusions
+from toolkit.launch.verdict import Ending, blame, decide, first_line
+from toolkit.log import setup_logging
+from toolkit.monitor.history import newest_steps
+from toolkit.rundir import RunDir
+
+log = logging.getLogger(__name__)
+
+_PATIENCE_S = 900.0  # a controller that restarts must not end a run: there is nothing else to do but to wait
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class After:
+    """An attempt whose ranks are gone, with the run and the job it belongs to."""
+
+    run_dir: RunDir
+    cfg: RunConfig
+    job: OwnJob
+    status: JobStatus
+    """Of the job."""
+    code: int
+    """Exit code of the ranks."""
+
+    def act(self) -> int:
+        """Close the attempt, decide whether the run goes on, see to it; give the exit code of the job."""
+        failures = read_failures(self.run_dir, self.job.attempt)
+        attempt = self._close_attempt(failures)
+        ledger = NodeLedger(self.run_dir.root.parent)
+        for node in attempt.culprits:
+            ledger.record(
+                node,
+                attempt.cause,
+                reason=attempt.reason,
+                now=time.time(),
+                run=self.run_dir.name,
+                attempt=attempt.attempt,
+            )
+        fate = self.status.fate(restarts=int(self.job.attempt.rpartition(".")[2]))
+        if fate is Fate.REQUEUED:
+            self._tell_next("requeued by the scheduler")
+            return EXIT_DONE
+        section = self.cfg.cluster
+        ending = Ending(
+            attempts=read_attempts(self.run_dir)[self._record.attempts_before :],
+            failures=failures,
+            # told to end without that, it is preempted: its nodes are wanted, and it goes on later
+            is_halted=self.run_dir.halt_path.exists() or fate is Fate.CANCELLED,
+        )
+        verdict = decide(ending, max_requeues=section.max_requeues, max_fruitless=section.max_fruitless)
+        if verdict.goes_on:
+            return self._go_on(ledger)
+        self._tell_next(f"nothing: {verdict.reason}")
+        log.info("the run ends here: %s", verdict.reason)
+        return EXIT_BUG if verdict.is_failure else EXIT_DONE
+
+    def _close_attempt(self, failures: list[Failure]) -> Attempt:
+        """Complete the line of the attempt with what is known now."""
+        attempts = read_attempts(self.run_dir)
+        known = next((one for one in attempts if one.attempt == self.job.attempt), None)
+        if known is None:  # it did not get as far as to add its line
+            nodes = tuple(dict.fromkeys(failure.node for failure in failures)) or self.status.nodes
+            known = Attempt(
+                attempt=self.job.attempt,
+                job_id=self.job.job_id,
+                nodes=nodes,
+                layout="",
+                start_time=self.status.start_time or time.time(),
+            )
+            begin_attempt(self.run_dir, known)
+        saved = layout.list_steps(self.run_dir.find_checkpoints(self.cfg.checkpoint.dir))
+        fields: dict[str, Any] = {"end_time": time.time(), "saved_step": saved[-1] if saved else None}
+        if known.outcome == "RUNNING":
+            fields |= self._tell_crash(known, [failure for failure in failures if not failure.is_echo])
+        change_attempt(self.run_dir, self.job.attempt, **fields)
+        return replace(known, **fields)
+
+    def _tell_crash(self, attempt: Attempt, causes: list[Failure]) -> dict[str, Any]:
+        exit_note = self.status.exit_note
+        newest = next(newest_steps(self.run_dir.metrics_path), None)
+        is_own = newest is not None and newest["attempt"] == attempt.attempt
+        return {
+            "outcome": "CRASHED" if causes else "KILLED",
+            "cause": causes[0].cause if causes else "crash",
+            "reason": first_line(causes[0].error) if causes else exit_note or f"exit code {self.code}",
+            "last_step": newest["step"] if newest is not None and is_own else attempt.first_step,
+            "culprits": blame(causes, exit_note),
+        }
+
+    @property
+    def _record(self) -> JobRecord:
+        known = find_job_record(self.run_dir)  # none: handed in by hand, with sbatch/train.sbatch
+        return known or JobRecord(scheduler=self.job.cluster.name, job_id=self.job.job_id, attempts_before=0)
+
+    def _go_on(self, ledger: NodeLedger) -> int:
+        """Requeue the job, or hand in another one where nodes must be avoided or a requeue is forbidden."""
+        bad = self._choose_exclusions(ledger)
+        cluster, job_id = self.job.cluster, self.job.job_id
+        try:
+            if self.status.can_requeue and set(bad) <= set(self.status.exclude):
+                self._tell_next("requeued")
+                log.info("requeueing job %s", job_id)
+                cluster.requeue(job_id)  # Slurm ends this process here
+                return EXIT_DONE
+            new_id = cluster.follow_up(job_id, script_path=self.run_dir.script_path, exclude=tuple(bad))
+        except ClusterError as error:
+            self._tell_next(f"nothing: {first_line(str(error))}")
+            log.error("the run cannot go on by itself: %s", error)
+            return EXIT_BUG
+        write_job_record(self.run_dir, replace(self._record, job_id=new_id))
+        without = "".join(f", without {node} ({reason})" for node, reason in bad.items())
+        self._tell_next(f"job {new_id}{without}")
+        log.info("job %s goes on with the run%s", new_id, without)
+        return self.code
+
+    def _choose_exclusions(self, ledger: NodeLedger) -> dict[str, str]:
+        """Give the nodes that the next attempt is to leave out, with the reason."""
+        bad = ledger.excluded(time.time())
+        if not bad:
+            return {}
+        usable = [node.name for node in self.job.cluster.nodes(self.cfg.cluster.partition) if node.is_usable]
+        return {node: bad[node].reason for node in choose_exclusions(bad, usable, self.cfg.cluster.nodes)}
+
+    def _tell_next(self, text: str) -> None:
+        change_attempt(self.run_dir, self.job.attempt, next=text)
+
+
+def main(run_root: Path, code: int) -> int:
+    """Look after an attempt that has ended; give the exit code of the job."""
+    setup_logging(rank=0, node="after")
+    run_dir = RunDir(run_root)
+    job = read_own_job(os.environ, patience_s=_PATIENCE_S)
+    cfg = load_config(run_dir.config_path).config
+    return After(run_dir=run_dir, cfg=cfg, job=job, status=job.cluster.state(job.job_id), code=code).act()
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))
