@@ -6,6 +6,7 @@ Most faults need nobody. Where a run was stopped by a person, or its job is gone
 import contextlib
 import os
 import random
+import re
 import signal
 import subprocess
 import time
@@ -26,6 +27,7 @@ LIMIT_S = 14.0
 """What a shortened time limit leaves."""
 _LONG_S = 1e6
 _WAIT_S = 120.0
+_NOT_SAVED = re.compile(r"step \d+ (is not|could not be) saved")
 
 
 class MissedError(Exception):
@@ -170,8 +172,11 @@ def fill_disk(scene: Scene) -> str:
 
     try:
         _await(is_felt)
+        num_failed = _count_failed_saves(logs) - before
     finally:
         filler.unlink(missing_ok=True)
+    if not num_failed:
+        raise MissedError  # the attempt has ended by itself
     return "disk full until a save failed"
 
 
@@ -300,4 +305,4 @@ def _flip_bit(path: Path, rng: random.Random) -> str:
 
 
 def _count_failed_saves(logs: list[Path]) -> int:
-    return sum(path.read_text(encoding="utf-8", errors="replace").count("is not saved") for path in logs)
+    return sum(len(_NOT_SAVED.findall(path.read_text(encoding="utf-8", errors="replace"))) for path in logs)
