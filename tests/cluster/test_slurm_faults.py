@@ -97,16 +97,25 @@ def test_a_job_of_a_higher_partition_takes_the_nodes(start: Callable[..., RunDir
     assert attempts[1].redone <= 20
 
 
-def test_a_node_whose_slurmd_dies_is_left(start: Callable[..., RunDir], whole: list[float], slurm: Path) -> None:
+def test_a_node_whose_slurmd_dies_is_left_and_what_lives_on_there_ends(
+    start: Callable[..., RunDir], whole: list[float], slurm: Path
+) -> None:
     run_dir = start("checkpoint.save_every=20")
     wait_for_step(run_dir, 30)
     number = read_attempts(run_dir)[0].nodes[1].removeprefix("node")
+    ranks = rank_processes(run_dir)
+    for rank in ranks:
+        rank.suspend()  # until Slurm has noticed: else the run would be done before
     subprocess.run([SCRIPT, "kill-slurmd", slurm, number], check=True)
     try:
+        wait_for_attempts(run_dir, 2, ended=False)
+        assert ranks[1].is_running()  # nobody could end it
+        ranks[1].resume()
         attempts = finish(run_dir, whole)
     finally:
         subprocess.run([SCRIPT, "up", slurm], check=True)
     assert f"node{number}" not in attempts[-1].nodes
+    assert len(attempts) == 2
 
 
 def test_a_rank_is_killed(start: Callable[..., RunDir], whole: list[float]) -> None:

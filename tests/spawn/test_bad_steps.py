@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.spawn.ranks import run_ranks
-from tests.spawn.tiny import make_batch, make_config
+from tests.spawn.tiny import build, make_batch, make_config
 from toolkit.config.schema import RunConfig
 
 pytestmark = [pytest.mark.spawn, pytest.mark.timeout(900)]
@@ -25,18 +25,6 @@ PLACES = [
     (2, 1, 1, "fp32"), (2, 2, 1, "fp32"), (2, 2, 1, "bf16"),
 ]  # fmt: skip
 KINDS = ["weight's gradient", "gradient", "nan loss", "infinite loss"]
-
-
-def build(world: Any, cfg: RunConfig) -> tuple[Any, int]:
-    from toolkit.plan.costs import layer_costs
-    from toolkit.plan.split import split_layers
-    from toolkit.topology import Topology
-    from toolkit.train.engine import build_engine
-
-    costs = layer_costs(cfg.model, seq_len=cfg.data.seq_len)
-    boundaries = split_layers(costs, stages=cfg.parallel.stages, split_by=cfg.parallel.split_by)
-    engine = build_engine(cfg, boundaries=boundaries, device=world.device)
-    return engine, Topology(stages=cfg.parallel.stages, replicas=cfg.replicas).replica_of(world.rank)
 
 
 def read(cfg: RunConfig, step: int, replica: int) -> list[Any]:

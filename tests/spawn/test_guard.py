@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from tests.dataset import make_dataset
 from tests.spawn.ranks import run_ranks
-from tests.spawn.test_bad_steps import build, state_of
-from tests.spawn.tiny import make_config
+from tests.spawn.test_bad_steps import state_of
+from tests.spawn.tiny import build, make_config, open_saver, tiny_index
 from toolkit.config.schema import FaultsSection, RunConfig
 from toolkit.rundir import RunDir
 
@@ -83,6 +83,7 @@ class Run:
         self.loader = PrefetchingLoader(
             plain.skipping(skips or self.guard.skips), replica=self.replica, device=world.device
         )
+        self.saver = open_saver(world, cfg, self.dir.checkpoints_dir, self.replica)
         self.step, self.saved_step = 0, 0
         self.bad, self.spike_at = ({}, -1) if skips else (dict(BAD), SPIKE_AT)
         self.losses: dict[int, float] = {}
@@ -102,16 +103,17 @@ class Run:
                     if not result.applied:
                         self.guard.keep(self.step, micro_batches, result, saved_step=self.saved_step)
                     assert verdict.act is not Act.GIVE_UP
+                    bad_step = self.step
                     if verdict.back_to is not None:
-                        self.forget_after(verdict.back_to)
-                    self.loader.skip(self.guard.record(verdict, step=self.step))
-                    if verdict.back_to is not None:
-                        self.step = self.load()
+                        self.step = self.load(verdict.back_to)
+                    self.loader.skip(self.guard.record(verdict, step=bad_step))
                     continue
                 self.losses[self.step] = result.loss
                 self.step += 1
                 if self.step % SAVE_EVERY == 0 and self.guard.is_calm:
                     self.save()
+        assert self.saver.finish(300) is None
+        self.saver.close()
         return self
 
     @contextlib.contextmanager
@@ -133,39 +135,18 @@ class Run:
     def saved_steps(self) -> list[int]:
         from toolkit.checkpoint import layout
 
+        assert self.saver.finish(300) is None
         return self.world.gather(layout.list_steps(self.dir.checkpoints_dir))[0]
 
-    def forget_after(self, step: int) -> None:
-        from toolkit.checkpoint import layout
+    def load(self, step: int) -> int:
+        from toolkit.checkpoint.restore import load
 
-        if self.world.rank == 0:
-            for saved in layout.list_steps(self.dir.checkpoints_dir):
-                if saved > step:
-                    layout.delete(layout.step_dir(self.dir.checkpoints_dir, step=saved))
-        self.world.barrier()
-
-    def load(self) -> int:
-        from toolkit.checkpoint import layout
-        from toolkit.checkpoint.saver import load
-
-        newest = layout.newest(self.dir.checkpoints_dir)
-        index = layout.Index(step=0, tokens_per_step=1, seed=0, dataset="x", model={}, parts=())
-        loaded = load(self.engine.deepspeed, self.engine.named_weights(), newest, world=self.world, expected=index)
-        return int(loaded.step)
+        options: dict[str, Any] = {"world": self.world, "expected": tiny_index(0), "mirror": None, "up_to": step}
+        weights = self.engine.named_weights()
+        return int(load(self.engine.deepspeed, weights, self.dir.checkpoints_dir, **options).index.step)
 
     def save(self) -> None:
-        from toolkit.checkpoint import layout
-        from toolkit.checkpoint.saver import save
-
-        index = layout.Index(step=self.step, tokens_per_step=1, seed=0, dataset="x", model={}, parts=())
-        place = {"replica": self.replica, "replicas": self.cfg.replicas, "index": index}
-        save(
-            self.engine.deepspeed,
-            self.engine.named_weights(),
-            self.dir.checkpoints_dir,
-            world=self.world,
-            **place,
-        )
+        self.saver.start(self.engine.deepspeed, self.engine.named_weights(), index=tiny_index(self.step))
         self.saved_step = self.step
 
 

@@ -104,6 +104,9 @@ def test_a_stopped_process_is_named_by_the_others_and_they_end(victim: int, tmp_
             assert f"rank {victim} on node1 does not answer" in text
             assert "thread MainThread" in text
             assert "world.agree(" in text, "the stack of the main thread is there"
+        os.kill(int((tmp_path / f"{victim}.pid").read_text()), signal.SIGCONT)
+        processes[victim].join(PATIENCE_S)
+        assert processes[victim].exitcode is not None, "it ends when it runs again"
         told = {path.stem: path.read_text() for path in tmp_path.glob("*.hang")}
         assert set(told) == ({"0"} if victim else {"1", "2"})
         assert all(text.startswith(f"({victim},) no progress for ") for text in told.values())

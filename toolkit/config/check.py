@@ -144,6 +144,18 @@ def _horizon(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
         yield "cluster.time_limit", what, "the signal must come after the start", "ask for more time"
 
 
+def _protection(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
+    extra = cfg.parallel.deepspeed_extra
+    bf16 = extra.get("bf16")
+    is_blind = extra.get("compute_grad_norm") is False
+    if is_blind or (isinstance(bf16, dict) and bf16.get("check_grad_overflow") is False):
+        what = (
+            f"parallel.deepspeed_extra switches off {'compute_grad_norm' if is_blind else 'bf16.check_grad_overflow'}"
+        )
+        must = "by the norm of the gradient all ranks leave out a step that is not finite"
+        yield "parallel.deepspeed_extra", what, must, "leave it on"
+
+
 _SECRET = re.compile(r"(API_?KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL)", re.IGNORECASE)
 
 
@@ -158,4 +170,16 @@ def _secrets(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
             yield "cluster.setup", "a line of cluster.setup looks like a secret", must, remedy
 
 
-_RULES: tuple[_Rule, ...] = (_name, _model, _datasets, _source, _layout, _precision, _batch, _cache, _horizon, _secrets)
+_RULES: tuple[_Rule, ...] = (
+    _name,
+    _model,
+    _datasets,
+    _source,
+    _layout,
+    _precision,
+    _batch,
+    _cache,
+    _horizon,
+    _protection,
+    _secrets,
+)

@@ -144,8 +144,9 @@ class Training:
         ending, _ = self._agree()  # a signal may have come during start-up
         while self.step < self.cfg.num_steps and ending is None:
             started = time.monotonic()
-            self.around.beat("step", self.step)
+            self.around.beat("data", self.step)
             micro_batches = self.loader.micro_batches(self.step)
+            self.around.beat("step", self.step)
             values, result = self._train_step(micro_batches, started=started)
             verdict = self.guard.judge(self.step, result, saved_steps=self.saving.list_steps)
             if verdict.act is not Act.GO_ON:

@@ -127,7 +127,12 @@ class Watchdog:
         faulthandler.unregister(signal.SIGALRM)
 
     def _watch(self) -> None:
+        looked = time.monotonic()
         while not self._closed.wait(_TICK_S):
+            if time.monotonic() - looked > _ANSWER_S:
+                # This process was stopped itself: others know more of what happened meanwhile.
+                log.warning("this process did not run for %.0f s", time.monotonic() - looked)
+                self._wait_anew()
             try:
                 self._look()
             except TryAgainError:
@@ -136,6 +141,7 @@ class Watchdog:
                 self._blame_rank_0()
             except Exception:  # a fault of the watchdog must not end a training that goes well
                 log.exception("the watchdog failed; it goes on")
+            looked = time.monotonic()
 
     def _look(self) -> None:
         if self._notes is None:
@@ -152,8 +158,11 @@ class Watchdog:
         self._num_alarms += 1
         if hang is not None:
             self._end(hang)
+        self._wait_anew()  # it went on meanwhile
+
+    def _wait_anew(self) -> None:
         with self._lock:
-            self._since = time.monotonic()  # it went on meanwhile: begin to wait anew
+            self._since = time.monotonic()
 
     def _drop_notes(self) -> None:
         if self._notes is not None:

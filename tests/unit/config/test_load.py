@@ -127,6 +127,10 @@ def test_every_config_loads_and_comes_back_from_its_dump(path: Path, tmp_path: P
         (["run.name=a/b"], "a run's name is a directory"),
         (["data.mixture={a: 1}"], "a run reads one dataset or a mixture"),
         (["data.path=null"], "a run reads tokens"),
+        (["parallel.deepspeed_extra={compute_grad_norm: false}"], "leave out a step that is not finite"),
+        (["parallel.deepspeed_extra={bf16: {check_grad_overflow: false}}"], "leave out a step that is not finite"),
+        (["cluster.nodes=3", "parallel.stages=1", "batch.tokens_per_step=4096"], "--nodes that do: 1, 2, 4"),
+        (["checkpoint.keep_every=7", "checkpoint.save_every=auto"], "only steps that are saved"),
     ],
 )
 def test_a_contradiction_is_refused_with_its_reason(settings: list[str], message: str) -> None:
