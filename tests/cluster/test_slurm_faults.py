@@ -1,10 +1,9 @@
 """What goes wrong on a real Slurm, and runs that finish all the same: no step lost or changed."""
 
-import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -170,18 +169,10 @@ def test_the_controller_is_down_while_the_run_requeues(
     assert (first.outcome, last.redone) == ("REQUEUE", 0)
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    if os.geteuid() != 0:
-        pytest.skip("mounts a small file system: needs root")
-    directory = tmp_path / "disk"
-    directory.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", directory], check=True)
-    yield directory
-    subprocess.run(["umount", "--lazy", directory], check=True)
-
-
-def test_the_disk_is_full_when_it_saves(start: Callable[..., RunDir], whole: list[float], small_disk: Path) -> None:
+def test_the_disk_is_full_when_it_saves(start: Callable[..., RunDir], whole: list[float], slurm: Path) -> None:
+    small_disk = slurm / "disk"
+    if not small_disk.is_mount():
+        pytest.skip("a small file system cannot be mounted: run the tests as root")
     run_dir = start(f"checkpoint.dir={small_disk}/checkpoints", "checkpoint.save_every=40", "checkpoint.keep=1")
     wait_for_step(run_dir, 60)
     filler = small_disk / "filler"
