@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,24 +66,30 @@ def wait(run_dir: RunDir, *, timeout_s: float = 200) -> dict[str, Any]:
     raise AssertionError(f"still {run['job']} after {timeout_s} s")
 
 
-def wait_for_step(run_dir: RunDir, step: int, *, timeout_s: float = 120) -> None:
+def wait_until(condition: Callable[[], bool], *, timeout_s: float = 120, said: Callable[[], object] = str) -> None:
+    """Wait until a condition holds; else fail with what `said` gives."""
     deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if len(read_steps(run_dir.metrics_path)) >= step:
-            return
+    while not condition():
+        assert time.monotonic() < deadline, f"not after {timeout_s} s: {said()}"
         time.sleep(0.1)
-    raise AssertionError(f"no step {step} after {timeout_s} s: {show.describe(run_dir)}")
+
+
+def wait_for_step(run_dir: RunDir, step: int, *, timeout_s: float = 120) -> None:
+    wait_until(
+        lambda: len(read_steps(run_dir.metrics_path)) >= step,
+        timeout_s=timeout_s,
+        said=lambda: show.describe(run_dir),
+    )
 
 
 def wait_for_attempts(run_dir: RunDir, number: int, *, ended: bool, timeout_s: float = 120) -> None:
     """Wait until so many attempts have begun, or have ended and it is decided what comes next."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
+
+    def is_so() -> bool:
         attempts = read_attempts(run_dir)
-        if len(attempts) >= number and (not ended or attempts[number - 1].next):
-            return
-        time.sleep(0.1)
-    raise AssertionError(f"no {number} attempts after {timeout_s} s: {show.describe(run_dir)}")
+        return len(attempts) >= number and (not ended or bool(attempts[number - 1].next))
+
+    wait_until(is_so, timeout_s=timeout_s, said=lambda: show.describe(run_dir))
 
 
 def losses(run_dir: RunDir) -> list[float]:

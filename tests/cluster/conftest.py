@@ -33,12 +33,18 @@ def run_slurm(directory: Path, *, nodes: int, gpus: int) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def slurm() -> Iterator[Path]:
-    """Give a cluster of four nodes to which Slurm's commands talk."""
+    """Give a cluster of four nodes to which Slurm's commands talk; root gets a small file system in it, `disk`."""
     directory = Path(tempfile.mkdtemp(prefix="ms"))
+    disk = directory / "disk"
+    disk.mkdir()
+    if os.geteuid() == 0:  # before the nodes, which have mounts of their own
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", disk], check=True)
     with pytest.MonkeyPatch.context() as patch:
         for slurm_conf in run_slurm(directory, nodes=4, gpus=0):
             patch.setenv("SLURM_CONF", str(slurm_conf))
             yield directory
+    if os.geteuid() == 0:
+        subprocess.run(["umount", "--lazy", disk], check=True)
     shutil.rmtree(directory, ignore_errors=True)
 
 

@@ -1,17 +1,16 @@
 """What goes wrong on a real Slurm, and runs that finish all the same: no step lost or changed."""
 
-import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.cluster.conftest import SCRIPT
 from tests.dataset import make_dataset
-from tests.runs import losses, rank_processes, submit, verb, wait, wait_for_attempts, wait_for_step
+from tests.runs import losses, rank_processes, submit, verb, wait, wait_for_attempts, wait_for_step, wait_until
 from toolkit.cli import show
 from toolkit.launch.ledger import Attempt, read_attempts
 from toolkit.rundir import RunDir
@@ -162,7 +161,7 @@ def test_the_controller_is_down_while_the_run_requeues(
     subprocess.run([SCRIPT, "kill-ctld", slurm], check=True)
     try:
         rank_processes(run_dir)[0].send_signal(signal.SIGUSR2)
-        wait_for_attempts(run_dir, 1, ended=True)
+        wait_until(lambda: read_attempts(run_dir)[0].outcome == "REQUEUE")
         time.sleep(5)  # in which the requeue is tried in vain
     finally:
         subprocess.run([SCRIPT, "start-ctld", slurm], check=True)
@@ -170,19 +169,11 @@ def test_the_controller_is_down_while_the_run_requeues(
     assert (first.outcome, last.redone) == ("REQUEUE", 0)
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    if os.geteuid() != 0:
-        pytest.skip("mounts a small file system: needs root")
-    directory = tmp_path / "disk"
-    directory.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", directory], check=True)
-    yield directory
-    subprocess.run(["umount", "--lazy", directory], check=True)
-
-
-def test_the_disk_is_full_when_it_saves(start: Callable[..., RunDir], whole: list[float], small_disk: Path) -> None:
-    run_dir = start(f"checkpoint.dir={small_disk}/checkpoints", "checkpoint.save_every=40")
+def test_the_disk_is_full_when_it_saves(start: Callable[..., RunDir], whole: list[float], slurm: Path) -> None:
+    small_disk = slurm / "disk"
+    if not small_disk.is_mount():
+        pytest.skip("a small file system cannot be mounted: run the tests as root")
+    run_dir = start(f"checkpoint.dir={small_disk}/checkpoints", "checkpoint.save_every=40", "checkpoint.keep=1")
     wait_for_step(run_dir, 60)
     filler = small_disk / "filler"
     done = subprocess.run(["dd", "if=/dev/zero", f"of={filler}", "bs=64K"], capture_output=True, text=True, check=False)
@@ -196,11 +187,13 @@ def test_the_disk_is_full_when_it_saves(start: Callable[..., RunDir], whole: lis
     assert "free" in log
 
 
-def test_a_run_goes_on_with_half_the_nodes_and_then_with_other_stages(
-    tmp_path: Path, dataset: Path, whole: list[float]
-) -> None:
+def test_a_run_goes_on_with_half_the_nodes_and_then_with_other_stages(tmp_path: Path, dataset: Path) -> None:
+    # at a rate at which rounding does not grow: another layout sums in another order
+    gentle = ("optim.peak_lr=1e-4", "checkpoint.save_every=1000", *STEPS)
     wide = ("--nodes", "4", "parallel.stages=2", "cluster.cpus_per_task=1", "--time", "10m")
-    assert submit(tmp_path, dataset, *wide, *STEPS, "checkpoint.save_every=1000").returncode == 0
+    assert submit(tmp_path, dataset, *wide, *gentle, name="whole").returncode == 0
+    assert wait(RunDir(tmp_path / "whole"))["job"]["state"] == "COMPLETED"
+    assert submit(tmp_path, dataset, *wide, *gentle).returncode == 0
     run_dir = RunDir(tmp_path / "tiny")
     for step, words in ((30, ("--nodes", "2")), (150, ("--nodes", "2", "parallel.stages=1"))):
         wait_for_step(run_dir, step)
@@ -212,7 +205,7 @@ def test_a_run_goes_on_with_half_the_nodes_and_then_with_other_stages(
         assert again.returncode == 0, again.stderr
     run = wait(run_dir)
     assert run["job"]["state"] == "COMPLETED", run
-    assert losses(run_dir) == pytest.approx(whole, rel=1e-5)
+    assert losses(run_dir) == pytest.approx(losses(RunDir(tmp_path / "whole")), rel=1e-5)
     attempts = read_attempts(run_dir)
     assert [one.layout for one in attempts] == ["2 x 2, ZeRO 1", "2 x 1, ZeRO 1", "1 x 2, ZeRO 1"]
     assert [one.redone for one in attempts] == [0, 0, 0]
