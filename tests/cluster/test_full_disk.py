@@ -61,6 +61,6 @@ def test_a_last_save_that_finds_no_room_fails_on_every_rank(tmp_path: Path, data
     assert run["job"]["state"] == "FAILED"
     failures = [failure.error for failure in read_failures(run_dir, run["attempts"][-1]["attempt"])]
     assert len(failures) == 2
-    assert all("could not be" in error and ("GiB free" in error or "No space" in error) for error in failures), failures
+    assert all("could not be" in error and ("iB free" in error or "No space" in error) for error in failures), failures
     assert len(layout.list_steps(checkpoints_dir)) == 1
     assert layout.newest(checkpoints_dir) is not None

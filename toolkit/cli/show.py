@@ -4,7 +4,7 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ def describe(run_dir: RunDir) -> dict[str, Any]:
     return {
         "run": run_dir.name,
         "directory": str(run_dir.root),
+        "state": _state(status, attempts),
         "job": None if status is None else _plain_status(status),
         "prepared_in": None if record is None else record.prepared_in,
         "step": last["step"] if last else 0,
@@ -66,6 +67,14 @@ def describe(run_dir: RunDir) -> dict[str, Any]:
         "attempts": [_plain_attempt(attempt, status) for attempt in attempts],
         "failures": [asdict(failure) for failure in failures],
     }
+
+
+def _state(status: JobStatus | None, attempts: Sequence[Attempt]) -> str:
+    """Say what the run does: its job's state, or how its newest attempt ended where no job is left."""
+    if status is None:
+        return "-"
+    is_told = not status.state.is_live and attempts and attempts[-1].outcome != "RUNNING"
+    return attempts[-1].outcome if is_told else status.state.value
 
 
 def _newest_validation(run_dir: RunDir, *, every: int | None) -> float | None:
@@ -130,7 +139,7 @@ def print_runs(root: Path, console: Console, *, as_json: bool) -> None:
     for run in runs:
         job = run["job"] or {"job_id": "-", "state": "-"}
         losses = [_number(run[key]) for key in ("last_loss", "validation_loss")]
-        table.add_row(run["run"], job["job_id"], job["state"], f"{run['step']}/{run['num_steps']}", *losses)
+        table.add_row(run["run"], job["job_id"], run["state"], f"{run['step']}/{run['num_steps']}", *losses)
     console.print(table)
 
 
@@ -144,7 +153,7 @@ def print_run(run_dir: RunDir, console: Console, *, as_json: bool) -> None:
     if job is not None:
         why = f" ({job['reason']})" if job["reason"] else ""
         console.print(
-            f"run {run['run']}: job {job['job_id']} {job['state']}{why}, step {run['step']}/{run['num_steps']}"
+            f"run {run['run']}: {run['state']}, step {run['step']}/{run['num_steps']}; job {job['job_id']} {job['state']}{why}"
         )
     console.print(f"loss: first {_number(run['first_loss'])}, last {_number(run['last_loss'])}, "
                   f"validation {_number(run['validation_loss'])}; "
@@ -159,7 +168,8 @@ def _attempt_text(attempt: dict[str, Any]) -> str:
     """Say what an attempt did, what ended it and what came next."""
     nodes = attempt["nodes"]
     where = " ".join(nodes) if len(nodes) <= _SHOWN_NODES else f"{nodes[0]} ... {nodes[-1]} ({len(nodes)} nodes)"
-    steps = f"steps {attempt['first_step']}-{attempt['last_step']}" if attempt["last_step"] is not None else "no step"
+    first, last = attempt["first_step"], attempt["last_step"]
+    steps = "no step" if first is None else f"from step {first}" if last is None else f"steps {first}-{last}"
     again = f" ({attempt['redone']} done again)" if attempt["redone"] else ""
     lines = [f"attempt {attempt['attempt']} on {where} [{attempt['layout']}]: {steps}{again}, {attempt['outcome']}"]
     if attempt["reason"]:

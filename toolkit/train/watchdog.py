@@ -237,7 +237,7 @@ class Watchdog:
             return
         self._write_stacks()
         sign = self._make_sign()
-        text = f"no progress for {sign.waited_s:.0f} s in {sign.phase} of step {sign.step + 1}: "
+        text = f"no progress for {sign.waited_s:.0f} s at step {sign.step + 1} ({sign.phase}): "
         text += f"{self._name_of(0)} does not answer"
         self._end(Hang(text=text, late=(0,), step=sign.step, waited_s=sign.waited_s))
 
@@ -320,7 +320,7 @@ def describe_hang(signs: Mapping[int, Sign], *, size: int, name_of: Callable[[in
     busy = [sign for sign in behind or signs.values() if not sign.is_waiting]
     late = [] if not behind and len(busy) == len(signs) else busy or behind
     first = max(signs.values(), key=lambda sign: sign.waited_s)
-    text = f"no progress for {first.waited_s:.0f} s in {first.phase} of step {first.step + 1}: "
+    text = f"no progress for {first.waited_s:.0f} s at step {first.step + 1} ({first.phase}): "
     if silent:
         text += f"{_say_ranks([name_of(rank) for rank in silent])} not answer"
     elif late:

@@ -19,7 +19,7 @@ def describe(**signs: dict[str, Any]) -> Hang:
 def test_ranks_that_do_not_answer_are_named_and_those_in_their_way_are_not() -> None:
     hang = describe(r0=WAITS, r2={**WORKS, "num_beats": 13})
     assert hang.late == (1, 3)
-    assert hang.text == "no progress for 80 s in step of step 7: rank 1 on node1, rank 3 on node3 do not answer"
+    assert hang.text == "no progress for 80 s at step 7 (step): rank 1 on node1, rank 3 on node3 do not answer"
 
 
 def test_a_rank_that_is_behind_is_named_with_its_line() -> None:
