@@ -152,9 +152,8 @@ def print_run(run_dir: RunDir, console: Console, *, as_json: bool) -> None:
     job = run["job"]
     if job is not None:
         why = f" ({job['reason']})" if job["reason"] else ""
-        console.print(
-            f"run {run['run']}: {run['state']}, step {run['step']}/{run['num_steps']}; job {job['job_id']} {job['state']}{why}"
-        )
+        progress = f"{run['state']}, step {run['step']}/{run['num_steps']}"
+        console.print(f"run {run['run']}: {progress}; job {job['job_id']} {job['state']}{why}")
     console.print(f"loss: first {_number(run['first_loss'])}, last {_number(run['last_loss'])}, "
                   f"validation {_number(run['validation_loss'])}; "
                   f"always guessing by unigram frequencies {_number(run['unigram_loss'])}")  # fmt: skip

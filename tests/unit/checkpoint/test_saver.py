@@ -108,7 +108,7 @@ def test_a_full_disk_leaves_nothing_and_the_next_save_goes_well(small_disk: Path
     assert isinstance(failed, SaveFailed)
     assert "rank 0 on node1" in failed.problem
     assert list(small_disk.iterdir()) == [filler]
-    with pytest.raises(CheckpointError, match=r"GiB free; a checkpoint takes"):
+    with pytest.raises(CheckpointError, match=r"MiB free; a checkpoint takes"):
         run.save(saver)
     filler.unlink()
     run.save(saver)
