@@ -72,13 +72,17 @@ def test_the_time_limit_is_reached_three_times(start: Callable[..., RunDir], who
     run_dir = start("checkpoint.save_every=1000")
     for number in range(3):
         wait_for_step(run_dir, 30 + 100 * number)
+        if number == 2:
+            scontrol("update", f"jobid={job_id(run_dir)}", "Requeue=0")
         scontrol("update", f"jobid={job_id(run_dir)}", "TimeLimit=1")  # seen while it runs
         wait_for_attempts(run_dir, number + 1, ended=True)
-        scontrol("update", f"jobid={job_id(run_dir)}", "TimeLimit=10")
+        if number < 2:
+            scontrol("update", f"jobid={job_id(run_dir)}", "TimeLimit=10")
     attempts = finish(run_dir, whole)
-    assert [(one.outcome, one.reason, one.next) for one in attempts[:-1]] == [
-        ("REQUEUE", "the time limit is near", "requeued")
-    ] * 3
+    assert [(one.outcome, one.reason) for one in attempts[:-1]] == [("REQUEUE", "the time limit is near")] * 3
+    # where a requeue is forbidden, a new job goes on
+    assert [one.next for one in attempts[:-1]] == ["requeued", "requeued", f"job {attempts[3].job_id}"]
+    assert attempts[2].job_id != attempts[3].job_id
     assert [one.redone for one in attempts] == [0] * 4
     assert [one.first_step for one in attempts[1:]] == [one.last_step for one in attempts[:-1]]
 
