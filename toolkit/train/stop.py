@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
-from toolkit.errors import ClusterError
-
 log = logging.getLogger(__name__)
 
 _ASK_EVERY_S = 60.0
@@ -38,7 +36,10 @@ class StopFlag:
         signal.signal(signal.SIGTERM, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        reason = Stop.TERMINATED if number == signal.SIGTERM else Stop.WARNED
+        self.take(Stop.TERMINATED if number == signal.SIGTERM else Stop.WARNED)
+
+    def take(self, reason: Stop) -> None:
+        """Take in a reason to stop; the strongest one counts."""
         self.reason = max(self.reason, reason)
 
 
@@ -49,7 +50,7 @@ class JobClock:
         """Begin to ask.
 
         Args:
-            ask: gives the Unix time of the end, None where there is no limit, or raises ClusterError.
+            ask: gives the Unix time of the end, None where there is no limit; or raises.
         """
         self.deadline: float | None = None
         self.answers = 0
@@ -74,8 +75,8 @@ class JobClock:
         while not self._is_closed:
             try:
                 deadline = self._ask()
-            except ClusterError as error:
-                log.warning("the end of the job is not known anew: %s", error)  # the last answer holds
+            except Exception as error:  # the last answer holds; without this thread no later one would come
+                log.warning("the end of the job is not known anew: %s", error)
             else:
                 if deadline is not None and self.deadline is not None and abs(deadline - self.deadline) > 1.0:
                     log.info("the job now ends at %s", time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(deadline)))

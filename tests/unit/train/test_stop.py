@@ -120,3 +120,23 @@ def test_a_limit_that_is_changed_is_seen_and_a_silent_scheduler_changes_nothing(
             clock.ask_now()
     clock.close()
     assert deadlines == [NOW, NOW, NOW + 500]
+
+
+def test_no_error_of_the_scheduler_ends_the_clock() -> None:
+    answers = iter([ValueError("garbled"), OSError("no fork"), NOW])
+
+    def ask() -> float:
+        if isinstance(answer := next(answers), Exception):
+            raise answer
+        return answer
+
+    clock = JobClock(ask)
+    try:
+        for number in (1, 2, 3):
+            deadline = time.monotonic() + 5
+            while clock.answers < number and time.monotonic() < deadline:
+                time.sleep(0.01)
+            clock.ask_now()
+        assert clock.deadline == NOW
+    finally:
+        clock.close()
