@@ -5,12 +5,14 @@ import logging
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from types import FrameType
 
 log = logging.getLogger(__name__)
 
 _ASK_EVERY_S = 60.0
+_NEWEST = 20  # steps whose times say how long a step may take
 _SLACK_S = 10.0  # the ends of the ranks, and whatever comes after them
 _EARLY_S = 60.0  # by so much Slurm may send its warning before the time that was asked for; sbatch(1), --signal
 
@@ -134,6 +136,24 @@ class StopJudge:
             self.why = "told to save and to go on in another attempt (SIGUSR2)"
             return Stop.TIME_LIMIT
         return self._flag.reason
+
+
+class StepTimes:
+    """Knows how long the next step may take, with whatever comes between."""
+
+    def __init__(self) -> None:
+        self._newest: deque[float] = deque(maxlen=_NEWEST)
+        self._longest_evaluated = 0.0
+
+    def take(self, seconds: float, *, evaluated: bool) -> None:
+        """Take in a step, and whether validation was measured after it."""
+        self._newest.append(seconds)
+        if evaluated:
+            self._longest_evaluated = max(self._longest_evaluated, seconds)
+
+    def longest(self, *, evaluates: bool) -> float:
+        """Give the longest of the newest steps, or of those like the one to come where it measures validation."""
+        return max([*self._newest, self._longest_evaluated if evaluates else 0.0])
 
 
 def needed_s(*, step_s: float, save_s: float | None, reserve_s: float) -> float:
