@@ -53,6 +53,11 @@ class RunDir:
         return self.root / "attempts.jsonl"
 
     @property
+    def attempts_lock_path(self) -> Path:
+        """Held by who changes the attempts."""
+        return self.root / "attempts.lock"
+
+    @property
     def halt_path(self) -> Path:
         """There while the user wants the run to stand still: who stops it leaves the reason in it."""
         return self.root / "halt"

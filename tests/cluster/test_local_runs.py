@@ -59,6 +59,16 @@ def test_a_run_that_is_requeued_in_the_middle_equals_one_that_never_stopped(tmp_
     assert said.stdout.startswith("the cat"), said.stderr
 
 
+def test_a_stop_before_anyone_listens_is_heard_all_the_same(tmp_path: Path, dataset: Path) -> None:
+    assert submit(tmp_path, dataset, *SPLIT, "run.tokens=61_440", 'cluster.setup=["sleep 2"]').returncode == 0
+    run_dir = RunDir(tmp_path / "tiny")
+    run_dir.halt_path.write_text("stop\n", encoding="utf-8")  # and its signal is lost
+    run = wait(run_dir)
+    assert [(one["outcome"], one["last_step"], one["next"]) for one in run["attempts"]] == [
+        ("STOPPED", 0, "nothing: it was stopped")
+    ]
+
+
 def test_a_time_limit_that_is_changed_while_the_run_goes_is_kept_and_the_budget_of_restarts_ends(
     tmp_path: Path, dataset: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -70,3 +71,25 @@ def test_a_rank_killed_while_it_writes_leaves_nothing_that_is_taken(victim: int,
     assert run_ranks(go_on_and_save, world_size=2, args=(CFG, tmp_path)) == [(1, 1)] * 2
     assert layout.list_steps(tmp_path) == [1, 3]
     assert layout.list_partial(tmp_path) == []
+
+
+class SlowMirror:
+    """Copies for a while, and leaves a file when it is done."""
+
+    def __init__(self, done: Path) -> None:
+        self._done = done
+
+    def close(self, newest_step: int | None) -> None:
+        time.sleep(1.5)
+        self._done.touch()
+
+
+def close_with_a_mirror(world: Any, cfg: RunConfig, directory: Path) -> bool:
+    done = directory / "copied"
+    saver = open_saver(world, cfg, directory, world.rank, mirror=SlowMirror(done) if world.rank == 0 else None)
+    saver.close()
+    return done.exists()
+
+
+def test_no_rank_ends_before_the_mirror_of_rank_0_is_done(tmp_path: Path) -> None:
+    assert run_ranks(close_with_a_mirror, world_size=2, args=(CFG, tmp_path)) == [True, True]

@@ -39,6 +39,8 @@ class _Choice:
     """Its marker, so that all ranks read the same index."""
     refusal: str | None
     passed_over: tuple[str, ...]
+    is_passing: bool = False
+    """The refusal may be another one next time: a file system did not answer."""
 
 
 def load(
@@ -71,7 +73,7 @@ def load(
 
     Raises:
         CheckpointError: all there are damaged, or the newest belongs to another run; on every rank.
-        TryAgainError: a rank cannot read what rank 0 can.
+        TryAgainError: a rank cannot read what rank 0 can, or a file system does not answer; the latter on every rank.
     """
     passed_over: list[str] = []
     while True:
@@ -79,7 +81,7 @@ def load(
         choice: _Choice = world.gather(found)[0]
         passed_over += choice.passed_over
         if choice.refusal is not None:
-            raise CheckpointError(choice.refusal)
+            raise (TryAgainError if choice.is_passing else CheckpointError)(choice.refusal)
         if choice.path is None:
             return None
         index, damage = _verify(choice.path, choice.mark, world)
@@ -137,7 +139,9 @@ def _choose(checkpoints_dir: Path, expected: Index, mirror: Mirror | None, up_to
             mark = (path / MARK_NAME).read_bytes()
             return _Choice(path=path, mark=mark, refusal=refusal, passed_over=tuple(passed_over))
     except (CheckpointError, StorageError, OSError) as error:
-        return _Choice(path=None, mark=b"", refusal=str(error), passed_over=tuple(passed_over))
+        is_passing = not isinstance(error, CheckpointError)
+        told = tuple(passed_over)
+        return _Choice(path=None, mark=b"", refusal=str(error), passed_over=told, is_passing=is_passing)
 
 
 def _refuse_beginning_anew(checkpoints_dir: Path, passed_over: Sequence[str]) -> _Choice:

@@ -4,6 +4,7 @@
 and marker, and renames. Until then a checkpoint has a name that no reader looks at.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -26,7 +27,7 @@ from toolkit.checkpoint.parts import DiscardedError, places, tensor_bytes, write
 from toolkit.checkpoint.reshard import Held, Weights, count_updates, list_held
 from toolkit.checkpoint.upload import Mirror
 from toolkit.distributed import World
-from toolkit.errors import CheckpointError
+from toolkit.errors import CheckpointError, LostPeersError
 
 log = logging.getLogger(__name__)
 
@@ -185,11 +186,20 @@ class Saver:
             self._thread.join(_DISCARD_S)
 
     def close(self) -> None:
-        """Wait on rank 0 for the mirror to have the newest checkpoint; call `finish` or `discard` first."""
+        """Wait for rank 0's mirror to have the newest checkpoint; all ranks together, after `finish`.
+
+        srun --wait ends a rank that outlives the others by a minute, and a checkpoint takes longer to copy.
+        """
+        is_mirrored = self._world.gather(self._mirror is not None)[0]
         if self._mirror is not None:
             newest = layout.newest(self._dir)
             self._mirror.close(layout.step_of(newest.name) if newest else None)
             self._delete_old()  # one stayed while it was copied
+            self._channel.post("mirrored", "")
+        elif is_mirrored:
+            with contextlib.suppress(LostPeersError):  # rank 0 has ended
+                while self._channel.read("mirrored") is None:
+                    time.sleep(_LOOK_S[1])
 
     def _wait(self, timeout_s: float) -> str | None:
         if self._thread is None:

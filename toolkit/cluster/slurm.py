@@ -34,6 +34,11 @@ _PASSING = (
     "Connection refused",
     "Resource temporarily unavailable",
     "Unexpected message received",  # scontrol requeue, when nobody listens
+    "Zero Bytes were transmitted",
+    "Communication connection failure",
+    "Message receive failure",
+    "Connection timed out",
+    "standby mode",  # the backup controller, before it takes over
 )
 
 
@@ -188,7 +193,8 @@ class SlurmCluster:
                 return complaint if keep_stderr else said
             words = [line.split("error: ", 1)[-1].strip() for line in complaint.splitlines() if line.strip()]
             reason = "; ".join(words) or "no reason given"
-            if not any(mark in complaint for mark in _PASSING):
+            was_killed = code < 0  # at the end of a job every process of its script is told to end
+            if not was_killed and not any(mark in complaint for mark in _PASSING):
                 raise ClusterError(f"Slurm refused to {act}: {reason}\n  `sinfo` shows what there is")
             if time.monotonic() + pause_s > deadline:
                 raise SilentError(f"Slurm refused to {act}: {reason}\n  `sinfo` shows what there is")

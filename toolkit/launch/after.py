@@ -6,6 +6,7 @@ in the same job (requeue), in a new one that avoids bad nodes, or not at all. No
 
 import logging
 import os
+import signal
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from toolkit.cluster.base import Fate, JobStatus
 from toolkit.cluster.choose import OwnJob, read_own_job
 from toolkit.config.load import load_config
 from toolkit.config.schema import RunConfig
-from toolkit.errors import EXIT_BUG, EXIT_DONE, ClusterError
+from toolkit.errors import EXIT_BUG, EXIT_DONE, ClusterError, ToolkitError
 from toolkit.launch.ledger import (
     Attempt,
     Failure,
@@ -30,7 +31,7 @@ from toolkit.launch.ledger import (
     write_job_record,
 )
 from toolkit.launch.nodes import NodeLedger, choose_exclusions
-from toolkit.launch.verdict import Ending, blame, decide, first_line
+from toolkit.launch.verdict import BY_SCHEDULER, Ending, blame, decide, first_line
 from toolkit.log import setup_logging
 from toolkit.monitor.history import newest_steps
 from toolkit.rundir import RunDir
@@ -55,36 +56,41 @@ class After:
     def act(self) -> int:
         """Close the attempt, decide whether the run goes on, see to it; give the exit code of the job."""
         failures = read_failures(self.run_dir, self.job.attempt)
-        attempt = self._close_attempt(failures)
-        ledger = NodeLedger(self.run_dir.root.parent)
-        for node in attempt.culprits:
-            ledger.record(
-                node,
-                attempt.cause,
-                reason=attempt.reason,
-                now=time.time(),
-                run=self.run_dir.name,
-                attempt=attempt.attempt,
-            )
-        fate = self.status.fate(restarts=int(self.job.attempt.rpartition(".")[2]))
+        fate = self._ask_fate()
+        # told to end without that, it is preempted: its nodes are wanted, and it goes on later
+        is_halted = self.run_dir.halt_path.exists() or fate is Fate.CANCELLED
+        is_own_end = fate in {Fate.OPEN, Fate.UNKNOWN} and not is_halted
+        self._blame(self._close_attempt(failures, is_own_end=is_own_end))
         if fate is Fate.REQUEUED:
-            self._tell_next("requeued by the scheduler")
+            self._tell_next(BY_SCHEDULER)
             return EXIT_DONE
         section = self.cfg.cluster
-        ending = Ending(
-            attempts=read_attempts(self.run_dir)[self._record.attempts_before :],
-            failures=failures,
-            # told to end without that, it is preempted: its nodes are wanted, and it goes on later
-            is_halted=self.run_dir.halt_path.exists() or fate is Fate.CANCELLED,
-        )
+        attempts = read_attempts(self.run_dir)[self._record.attempts_before :]
+        ending = Ending(attempts=attempts, failures=failures, is_halted=is_halted)
         verdict = decide(ending, max_requeues=section.max_requeues, max_fruitless=section.max_fruitless)
         if verdict.goes_on:
-            return self._go_on(ledger)
+            return self._go_on()
         self._tell_next(f"nothing: {verdict.reason}")
         log.info("the run ends here: %s", verdict.reason)
         return EXIT_BUG if verdict.is_failure else EXIT_DONE
 
-    def _close_attempt(self, failures: list[Failure]) -> Attempt:
+    def _ask_fate(self) -> Fate:
+        return self.status.fate(restarts=int(self.job.attempt.rpartition(".")[2]))
+
+    def _blame(self, attempt: Attempt) -> None:
+        """Write the culprits into the ledger of nodes; that it cannot be written must not end the run."""
+        about: dict[str, Any] = {"reason": attempt.reason, "run": self.run_dir.name, "attempt": attempt.attempt}
+        try:
+            for node in attempt.culprits:
+                self._nodes.record(node, attempt.cause, now=time.time(), **about)
+        except (OSError, ToolkitError) as error:
+            log.warning("%s cannot be written: %s", self._nodes.path, error)
+
+    @property
+    def _nodes(self) -> NodeLedger:
+        return NodeLedger(self.run_dir.root.parent)
+
+    def _close_attempt(self, failures: list[Failure], *, is_own_end: bool) -> Attempt:
         """Complete the line of the attempt with what is known now."""
         attempts = read_attempts(self.run_dir)
         known = next((one for one in attempts if one.attempt == self.job.attempt), None)
@@ -101,7 +107,10 @@ class After:
         saved = layout.list_steps(self.run_dir.find_checkpoints(self.cfg.checkpoint.dir))
         fields: dict[str, Any] = {"end_time": time.time(), "saved_step": saved[-1] if saved else None}
         if known.outcome == "RUNNING":
-            fields |= self._tell_crash(known, [failure for failure in failures if not failure.is_echo])
+            causes = [failure for failure in failures if not failure.is_echo]
+            fields |= self._tell_crash(known, causes)
+            if is_own_end:
+                fields["culprits"] = blame(causes, self.status.exit_note, num_nodes=len(known.nodes))
         change_attempt(self.run_dir, self.job.attempt, **fields)
         return replace(known, **fields)
 
@@ -114,7 +123,6 @@ class After:
             "cause": causes[0].cause if causes else "crash",
             "reason": first_line(causes[0].error) if causes else exit_note or f"exit code {self.code}",
             "last_step": newest["step"] if newest is not None and is_own else attempt.first_step,
-            "culprits": blame(causes, exit_note),
         }
 
     @property
@@ -122,15 +130,15 @@ class After:
         known = find_job_record(self.run_dir)  # none: handed in by hand, with sbatch/train.sbatch
         return known or JobRecord(scheduler=self.job.cluster.name, job_id=self.job.job_id, attempts_before=0)
 
-    def _go_on(self, ledger: NodeLedger) -> int:
+    def _go_on(self) -> int:
         """Requeue the job, or hand in another one where nodes must be avoided or a requeue is forbidden."""
-        bad = self._choose_exclusions(ledger)
+        bad = self._choose_exclusions()
         cluster, job_id = self.job.cluster, self.job.job_id
         try:
-            if self.status.can_requeue and set(bad) <= set(self.status.exclude):
-                self._tell_next("requeued")
-                log.info("requeueing job %s", job_id)
-                cluster.requeue(job_id)  # Slurm ends this process here
+            if replace(self, status=cluster.state(job_id))._ask_fate() is Fate.CANCELLED:  # meanwhile
+                self._tell_next("nothing: it was stopped")
+                return EXIT_DONE
+            if self.status.can_requeue and set(bad) <= set(self.status.exclude) and self._requeue():
                 return EXIT_DONE
             new_id = cluster.follow_up(job_id, script_path=self.run_dir.script_path, exclude=tuple(bad))
         except ClusterError as error:
@@ -143,13 +151,30 @@ class After:
         log.info("job %s goes on with the run%s", new_id, without)
         return self.code
 
-    def _choose_exclusions(self, ledger: NodeLedger) -> dict[str, str]:
-        """Give the nodes that the next attempt is to leave out, with the reason."""
-        bad = ledger.excluded(time.time())
-        if not bad:
+    def _requeue(self) -> bool:
+        """Requeue the job; False: it is forbidden here, though the job asked for it."""
+        cluster, job_id = self.job.cluster, self.job.job_id
+        self._tell_next("requeued")
+        log.info("requeueing job %s", job_id)
+        try:
+            cluster.requeue(job_id)  # Slurm ends this process here, and the command that asked
+        except ClusterError as error:
+            fate = replace(self, status=cluster.state(job_id))._ask_fate()
+            log.warning("after the requeue job %s is %s: %s", job_id, fate.value, error)
+            return fate is Fate.REQUEUED
+        return True
+
+    def _choose_exclusions(self) -> dict[str, str]:
+        """Give the nodes that the next attempt is to leave out, with the reason; none where that cannot be told."""
+        section = self.cfg.cluster
+        try:
+            bad = self._nodes.excluded(time.time())
+            known = self.job.cluster.nodes(section.partition) if bad else []
+        except (OSError, ToolkitError) as error:
+            log.warning("no node is left out: %s", error)
             return {}
-        usable = [node.name for node in self.job.cluster.nodes(self.cfg.cluster.partition) if node.is_usable]
-        return {node: bad[node].reason for node in choose_exclusions(bad, usable, self.cfg.cluster.nodes)}
+        usable = [node.name for node in known if node.is_usable and node.name not in section.exclude]
+        return {node: bad[node].reason for node in choose_exclusions(bad, usable, section.nodes)}
 
     def _tell_next(self, text: str) -> None:
         change_attempt(self.run_dir, self.job.attempt, next=text)
@@ -157,6 +182,8 @@ class After:
 
 def main(run_root: Path, code: int) -> int:
     """Look after an attempt that has ended; give the exit code of the job."""
+    # A time limit that is reached now must not end the run; Slurm leaves KillWait until it kills.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     setup_logging(rank=0, node="after")
     run_dir = RunDir(run_root)
     job = read_own_job(os.environ, patience_s=_PATIENCE_S)

@@ -39,7 +39,7 @@ from toolkit.plan.split import split_layers
 from toolkit.rundir import RunDir
 from toolkit.train.cadence import failure_rate
 from toolkit.train.loop import End, Outcome, Surroundings, Training
-from toolkit.train.stop import JobClock, StopFlag, StopJudge
+from toolkit.train.stop import JobClock, Stop, StopFlag, StopJudge
 from toolkit.train.watchdog import Hang, Watchdog
 
 log = logging.getLogger(__name__)
@@ -53,6 +53,8 @@ def run_rank(run_dir: RunDir, stop: StopFlag) -> int:
     place = read_place(os.environ)
     formatter = setup_logging(rank=place.rank, node=place.node)
     try:
+        if run_dir.halt_path.exists():
+            stop.take(Stop.TERMINATED)  # its signal came before there was anyone to hear it
         cfg = load_config(run_dir.config_path).config
         world = World(place, timeout_s=_TIMEOUT_S)
         outcome = _attempt(cfg, run_dir, world, stop, formatter)
@@ -92,18 +94,9 @@ def _attempt(cfg: RunConfig, run_dir: RunDir, world: World, stop: StopFlag, form
             _tell_start(run_dir, record.attempt, step=training.step, seconds=seconds)
         sinks = _open_sinks(cfg, run_dir, world, step=training.step)
         outcome = training.run(sinks)
-        sinks.close(outcome.end.value)
-    if world.rank == 0:
-        log.info("%s at step %d: %s", outcome.end.value, outcome.last_step, outcome.reason)
-        change_attempt(
-            run_dir,
-            record.attempt,
-            end_time=time.time(),
-            outcome=outcome.end.value,
-            reason=outcome.reason,
-            last_step=outcome.last_step,
-            seconds=_rounded({**seconds, **outcome.seconds}),
-        )
+        if world.rank == 0:
+            _tell_end(run_dir, record.attempt, outcome, seconds=seconds)
+        sinks.close(outcome.end.value)  # may take minutes; srun ends a rank that outlives the others by one
     return outcome
 
 
@@ -148,6 +141,19 @@ def _tell_start(run_dir: RunDir, attempt: str, *, step: int, seconds: Mapping[st
     newest = next(newest_steps(run_dir.metrics_path), None)
     redone = max(0, newest["step"] - step) if newest else 0
     change_attempt(run_dir, attempt, first_step=step, redone=redone, seconds=_rounded(seconds))
+
+
+def _tell_end(run_dir: RunDir, attempt: str, outcome: Outcome, *, seconds: Mapping[str, float]) -> None:
+    log.info("%s at step %d: %s", outcome.end.value, outcome.last_step, outcome.reason)
+    change_attempt(
+        run_dir,
+        attempt,
+        end_time=time.time(),
+        outcome=outcome.end.value,
+        reason=outcome.reason,
+        last_step=outcome.last_step,
+        seconds=_rounded({**seconds, **outcome.seconds}),
+    )
 
 
 def _observe_failures(cfg: RunConfig, run_dir: RunDir) -> float:

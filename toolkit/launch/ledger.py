@@ -1,12 +1,14 @@
 """What happened to a run so far: one line an attempt, and what its ranks said when they failed."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from toolkit import storage
+from toolkit.launch.nodes import lock
 from toolkit.rundir import RunDir
 
 
@@ -102,18 +104,27 @@ def read_attempts(run_dir: RunDir) -> list[Attempt]:
 
 def begin_attempt(run_dir: RunDir, attempt: Attempt) -> None:
     """Add an attempt; one that never told its end was killed."""
-    closed = [
-        replace(known, outcome="KILLED", reason="ended without a word") if known.outcome == "RUNNING" else known
-        for known in read_attempts(run_dir)
-        if known.attempt != attempt.attempt
-    ]
-    _write(run_dir.attempts_path, [*closed, attempt])
+    with _locked(run_dir):
+        closed = [
+            replace(known, outcome="KILLED", reason="ended without a word") if known.outcome == "RUNNING" else known
+            for known in read_attempts(run_dir)
+            if known.attempt != attempt.attempt
+        ]
+        _write(run_dir.attempts_path, [*closed, attempt])
 
 
 def change_attempt(run_dir: RunDir, attempt: str, **fields: Any) -> None:
     """Change fields of an attempt's line; one that had not begun has none, and nothing is changed."""
-    known = read_attempts(run_dir)
-    _write(run_dir.attempts_path, [replace(one, **fields) if one.attempt == attempt else one for one in known])
+    with _locked(run_dir):
+        known = read_attempts(run_dir)
+        _write(run_dir.attempts_path, [replace(one, **fields) if one.attempt == attempt else one for one in known])
+
+
+@contextmanager
+def _locked(run_dir: RunDir) -> Iterator[None]:
+    """Hold the attempts for a change: an attempt that is given up may tell its end while the next one begins."""
+    with run_dir.attempts_lock_path.open("ab") as file, lock(file.fileno(), run_dir.attempts_lock_path):
+        yield
 
 
 def _write(path: Path, attempts: Sequence[Attempt]) -> None:

@@ -123,7 +123,7 @@ class NodeLedger:
     def _append(self, line: str) -> None:
         with remote.telling(str(self.path)):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab+") as file, _locked(file.fileno(), self.path):
+            with self.path.open("ab+") as file, lock(file.fileno(), self.path):
                 size = os.fstat(file.fileno()).st_size
                 is_torn = size > 0 and os.pread(file.fileno(), 1, size - 1) != b"\n"
                 os.write(file.fileno(), f"{chr(10) if is_torn else ''}{line}\n".encode())
@@ -218,8 +218,8 @@ def _parse(line: str, *, path: Path) -> NodeEvent | None:
 
 
 @contextmanager
-def _locked(descriptor: int, path: Path) -> Iterator[None]:
-    """Hold the file for one write; without the lock after a while, or where there are none: one write is one line."""
+def lock(descriptor: int, path: Path) -> Iterator[None]:
+    """Hold a file for one write; after a while, or where there are no locks, the write is done without."""
     deadline = time.monotonic() + _LOCK_S
     while True:
         try:

@@ -114,6 +114,7 @@ def carry_out(request: Request) -> str:
     """
     run_dir = request.run_dir
     is_new = not run_dir.root.exists()
+    attempts_before = len(read_attempts(run_dir))  # before the job can add its own
     try:
         _write_run_dir(request)
         prepared_by = submit_jobs(request.preparation, request.cluster) if request.preparation else None
@@ -126,7 +127,7 @@ def carry_out(request: Request) -> str:
     record = JobRecord(
         scheduler=request.cluster.name,
         job_id=job_id,
-        attempts_before=len(read_attempts(run_dir)),
+        attempts_before=attempts_before,
         prepared_in=str(request.preparation.jobs_dir) if request.preparation is not None else None,
     )
     write_job_record(run_dir, record)

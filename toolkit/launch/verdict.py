@@ -4,6 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from toolkit.launch.ledger import Attempt, Failure
+from toolkit.launch.nodes import is_fault_of_node
+
+BY_SCHEDULER = "requeued by the scheduler"
+"""What came after an attempt that was preempted, or whose node failed."""
+
+_ECHOES = ("exit code", "Terminated", "SIGTERM", "Aborted", "SIGABRT")  # NCCL aborts where a peer is gone
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,11 +58,14 @@ def decide(ending: Ending, *, max_requeues: int, max_fruitless: int) -> Verdict:
 
 
 def _count_fruitless(attempts: Sequence[Attempt]) -> int:
-    count = 0
+    """Count the newest attempts that saved nothing new; those that the scheduler broke off have not failed."""
+    count, reached = 0, 0
     for attempt in reversed(attempts):
-        if (attempt.saved_step or 0) > (attempt.first_step or 0):
+        # one that nobody could close (its first node died) got as far as the next one began
+        if (reached if attempt.saved_step is None else attempt.saved_step) > (attempt.first_step or 0):
             break
-        count += 1
+        reached = attempt.first_step or 0
+        count += attempt.next != BY_SCHEDULER
     return count
 
 
@@ -73,13 +82,20 @@ def first_line(text: str) -> str:
     return text.splitlines()[0] if text else ""
 
 
-def blame(causes: Sequence[Failure], exit_note: str) -> tuple[str, ...]:
-    """Say which nodes ended an attempt; none where all fail alike, since then it is the program or the data."""
+def blame(causes: Sequence[Failure], exit_note: str, *, num_nodes: int) -> tuple[str, ...]:
+    """Say which nodes ended an attempt; none where it may as well be the program, the data or what lies between nodes.
+
+    Where most of the nodes are named, it is the network that failed. Where a run has one node only, all of its ranks
+    fail alike, so that its words must speak of its parts. A rank that was told to end, or ended by itself without a
+    word of its own, is the echo of another.
+    """
     named = tuple(dict.fromkeys(node for failure in causes for node in failure.culprits))
     if named:
-        return named
-    nodes = tuple(dict.fromkeys(failure.node for failure in causes))
+        return named if 2 * len(named) <= max(2, num_nodes) else ()
     if causes:
+        told = [failure for failure in causes if num_nodes > 1 or is_fault_of_node(failure.error)]
+        nodes = tuple(dict.fromkeys(failure.node for failure in told))
         return nodes if len(nodes) == 1 else ()
-    words = exit_note.partition(":")[0].split()  # rank 3 on node2: Killed
-    return (words[3],) if len(words) == 4 else ()
+    who, _, how = exit_note.partition(": ")  # rank 3 on node2: Killed
+    words = who.split()
+    return (words[3],) if len(words) == 4 and not any(mark in how for mark in _ECHOES) else ()

@@ -10,7 +10,7 @@ Source: Dubey et al. 2024, arXiv:2407.21783, section 3.3.4.
 """
 
 FIRST_S = 60.0
-"""Training time before the first save of a run: it measures what a save takes, and whether there is room."""
+"""Training time before the first save of a run, which measures what a save takes, and after one that failed."""
 
 _LONGEST_S = 3600.0
 
@@ -76,6 +76,10 @@ class SavePacer:
         """Take in that a save has begun, and how long training stood still for it."""
         self._last = now
         self.longest_stall_s = max(stall_s, self.longest_stall_s or 0.0)
+
+    def failed(self, *, now: float) -> None:
+        """Take in that a save could not begin or did not come about: it is tried again soon, and not at every step."""
+        self._last = now - max(0.0, self.interval_s - FIRST_S)
 
     def completed(self, *, save_s: float) -> None:
         """Take in how long a save took until it was complete."""

@@ -4,7 +4,6 @@ import contextlib
 import enum
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,11 +31,9 @@ from toolkit.train.pace import Pace
 from toolkit.train.reading import open_loader, run_index
 from toolkit.train.saving import Saving
 from toolkit.train.schedule import rate_of_run
-from toolkit.train.stop import Stop, StopJudge
+from toolkit.train.stop import StepTimes, Stop, StopJudge
 
 log = logging.getLogger(__name__)
-
-_NEWEST = 20  # steps whose times say how long a step may take
 
 
 class End(str, enum.Enum):
@@ -93,7 +90,7 @@ class Training:
         self.around = around
         self.topology = Topology(stages=cfg.parallel.stages, replicas=cfg.replicas)
         self.replica = self.topology.replica_of(around.world.rank)
-        self.newest_s: deque[float] = deque(maxlen=_NEWEST)
+        self.step_times = StepTimes()
         self.seconds: dict[str, float] = {}
         with self._timed("build"):
             self.engine: Engine = build_engine(cfg, boundaries=around.boundaries, device=around.world.device)
@@ -154,7 +151,7 @@ class Training:
                 continue
             self.step += 1
             self.saving.tell()
-            if validation and self._is_due(self.cfg.monitor.eval_every):
+            if validation and self._is_due(self.cfg.monitor.eval_every, step=self.step):
                 self.around.beat("evaluation", self.step)
                 values |= validation.losses(self.engine)
             values |= self.pace.take(result.forward_s)
@@ -210,7 +207,7 @@ class Training:
     def _agree(self) -> tuple[tuple[End, str] | None, bool]:
         """Ask all ranks whether one of them has a reason to stop, and rank 0 whether to save: all act alike."""
         judge = self.around.judge
-        step_s = max(self.newest_s, default=0.0)
+        step_s = self.step_times.longest(evaluates=self._is_due(self.cfg.monitor.eval_every, step=self.step + 1))
         mine = judge.reason(now=time.time(), step_s=step_s, save_s=self.saving.longest_save_s)
         agreed, is_save_due = self.around.world.agree([mine, self.saving.is_due(self.step)])
         judge.hear(Stop(agreed))
@@ -221,11 +218,11 @@ class Training:
         return None, bool(is_save_due)
 
     def _time_step(self, seconds: float) -> None:
-        self.newest_s.append(seconds)
+        self.step_times.take(seconds, evaluated=self._is_due(self.cfg.monitor.eval_every, step=self.step))
         self.seconds.setdefault("first_step", seconds)
 
-    def _is_due(self, every: int | None) -> bool:
-        return bool(every) and self.step % (every or 1) == 0
+    def _is_due(self, every: int | None, *, step: int) -> bool:
+        return bool(every) and step % (every or 1) == 0
 
     def _open_validation(self) -> Validation | None:
         if self.cfg.monitor.eval_every is None:

@@ -87,10 +87,11 @@ class Saving:
         return self._world.rank == 0 and self._pacer.is_due(step, now=time.monotonic())
 
     def begin(self, engine: Engine, index: layout.Index) -> None:
-        """Begin a save and go on; one that cannot begin is tried again when the next is due."""
+        """Begin a save and go on; one that cannot begin is tried again when the next is due, by time in a minute."""
         try:
             self._start(engine, index)
         except CheckpointError as error:
+            self._pacer.failed(now=time.monotonic())
             if self._world.rank == 0:
                 log.warning("step %d could not be saved; training goes on: %s", index.step, error)
 
@@ -136,6 +137,7 @@ class Saving:
                 self._pacer.completed(save_s=ended.seconds)
                 log.info("saved %s in %.1f s; training waited %.2f s", ended.path, ended.seconds, ended.stall_s)
             else:
+                self._pacer.failed(now=time.monotonic())
                 log.warning("step %d could not be saved; training goes on: %s", ended.step, ended.problem)
 
     def _start(self, engine: Engine, index: layout.Index) -> None:

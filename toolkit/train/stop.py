@@ -5,14 +5,14 @@ import logging
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from types import FrameType
-
-from toolkit.errors import ClusterError
 
 log = logging.getLogger(__name__)
 
 _ASK_EVERY_S = 60.0
+_NEWEST = 20  # steps whose times say how long a step may take
 _SLACK_S = 10.0  # the ends of the ranks, and whatever comes after them
 _EARLY_S = 60.0  # by so much Slurm may send its warning before the time that was asked for; sbatch(1), --signal
 
@@ -38,7 +38,10 @@ class StopFlag:
         signal.signal(signal.SIGTERM, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        reason = Stop.TERMINATED if number == signal.SIGTERM else Stop.WARNED
+        self.take(Stop.TERMINATED if number == signal.SIGTERM else Stop.WARNED)
+
+    def take(self, reason: Stop) -> None:
+        """Take in a reason to stop; the strongest one counts."""
         self.reason = max(self.reason, reason)
 
 
@@ -49,7 +52,7 @@ class JobClock:
         """Begin to ask.
 
         Args:
-            ask: gives the Unix time of the end, None where there is no limit, or raises ClusterError.
+            ask: gives the Unix time of the end, None where there is no limit; or raises.
         """
         self.deadline: float | None = None
         self.answers = 0
@@ -74,8 +77,8 @@ class JobClock:
         while not self._is_closed:
             try:
                 deadline = self._ask()
-            except ClusterError as error:
-                log.warning("the end of the job is not known anew: %s", error)  # the last answer holds
+            except Exception as error:  # the last answer holds; without this thread no later one would come
+                log.warning("the end of the job is not known anew: %s", error)
             else:
                 if deadline is not None and self.deadline is not None and abs(deadline - self.deadline) > 1.0:
                     log.info("the job now ends at %s", time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(deadline)))
@@ -133,6 +136,24 @@ class StopJudge:
             self.why = "told to save and to go on in another attempt (SIGUSR2)"
             return Stop.TIME_LIMIT
         return self._flag.reason
+
+
+class StepTimes:
+    """Knows how long the next step may take, with whatever comes between."""
+
+    def __init__(self) -> None:
+        self._newest: deque[float] = deque(maxlen=_NEWEST)
+        self._longest_evaluated = 0.0
+
+    def take(self, seconds: float, *, evaluated: bool) -> None:
+        """Take in a step, and whether validation was measured after it."""
+        self._newest.append(seconds)
+        if evaluated:
+            self._longest_evaluated = max(self._longest_evaluated, seconds)
+
+    def longest(self, *, evaluates: bool) -> float:
+        """Give the longest of the newest steps, or of those like the one to come where it measures validation."""
+        return max([*self._newest, self._longest_evaluated if evaluates else 0.0])
 
 
 def needed_s(*, step_s: float, save_s: float | None, reserve_s: float) -> float:

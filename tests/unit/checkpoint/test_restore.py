@@ -15,7 +15,7 @@ from tests.alone import Alone, PlainRun, save_at
 from toolkit import storage
 from toolkit.checkpoint import layout
 from toolkit.checkpoint.upload import Mirror, list_remote
-from toolkit.errors import CheckpointError, TryAgainError
+from toolkit.errors import CheckpointError, StorageError, TryAgainError
 
 URL = "memory://mirror"
 FILES = ["part-00000.safetensors", "index.json", "COMPLETE"]
@@ -126,7 +126,7 @@ def test_all_copies_damaged_and_nothing_here_is_an_error(pair: Path, tmp_path: P
     Mirror(URL, pair, keep=2, keep_every=None).close(4)
     content = storage.read_file(f"{URL}/step-00000004/{FILES[0]}")
     storage.write_atomic(f"{URL}/step-00000004/{FILES[0]}", content[:-1] + b"?")
-    with pytest.raises(CheckpointError, match="has checksum"):
+    with pytest.raises(TryAgainError, match="has checksum"):  # a copy may have been cut off on its way
         PlainRun().load(tmp_path, mirror=Mirror(URL, tmp_path, keep=2, keep_every=None))
 
 
@@ -165,3 +165,13 @@ def test_a_node_that_cannot_read_condemns_no_checkpoint(pair: Path, tmp_path: Pa
     with pytest.raises(TryAgainError, match=r"rank 1 on node1: .*stale file handle"):
         PlainRun().load(tmp_path, world=TroubledNode())
     assert layout.list_steps(tmp_path) == [2, 4]
+
+
+@pytest.mark.parametrize("trouble", [StorageError("hdfs://x does not answer"), OSError(116, "Stale file handle")])
+def test_a_file_system_that_does_not_answer_asks_for_another_try(trouble: Exception, tmp_path: Path) -> None:
+    class Silent:
+        def restore(self, *, up_to: int | None) -> None:
+            raise trouble
+
+    with pytest.raises(TryAgainError, match=r"answer|Stale"):  # CheckpointError would end the run for good
+        PlainRun().load(tmp_path, mirror=Silent())

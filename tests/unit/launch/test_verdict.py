@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from toolkit.launch.ledger import Attempt, Failure
-from toolkit.launch.verdict import Ending, Verdict, blame, decide
+from toolkit.launch.verdict import BY_SCHEDULER, Ending, Verdict, blame, decide
 
 
 def attempt(number: int, **fields: Any) -> Attempt:
@@ -68,9 +68,40 @@ def test_the_same_error_at_the_same_step_is_the_programs_not_the_machines() -> N
     assert judge(*again, failures=(failure(is_echo=True),)).goes_on  # nobody said an error: killed from outside
 
 
+def test_what_the_scheduler_broke_off_has_not_failed() -> None:
+    preempted = [attempt(0, next=BY_SCHEDULER) for _ in range(4)]
+    assert judge(*preempted, attempt(0)).goes_on
+    assert not judge(*preempted[:2], attempt(0), preempted[2], *(attempt(0) for _ in range(2))).goes_on
+
+
+def test_an_attempt_that_nobody_could_close_got_as_far_as_the_next_one_began() -> None:
+    unclosed = [attempt(number, saved_step=None) for number in range(3)]
+    assert judge(*unclosed, attempt(3)).goes_on
+    assert not judge(*(attempt(0, saved_step=None) for _ in range(3))).goes_on
+
+
 def test_the_node_that_fails_alone_is_blamed() -> None:
-    assert blame([failure()], "") == ("node2",)
-    assert blame([failure(), failure(rank=0, node="node1")], "rank 1 on node2: Killed") == ()  # all alike
-    assert blame([], "rank 1 on node2: Killed") == ("node2",)
-    assert blame([failure(culprits=("node7", "node8"))], "rank 1 on node2: Killed") == ("node7", "node8")
-    assert blame([], "") == ()
+    killed = "rank 1 on node2: Killed"
+    assert blame([failure()], "", num_nodes=2) == ("node2",)
+    assert blame([failure(), failure(rank=0, node="node1")], killed, num_nodes=2) == ()  # all alike
+    assert blame([], killed, num_nodes=2) == ("node2",)
+    assert blame([failure(culprits=("node7", "node8"))], killed, num_nodes=8) == ("node7", "node8")
+    assert blame([], "", num_nodes=2) == ()
+
+
+def test_the_only_node_of_a_run_is_not_blamed_for_an_error_of_the_program() -> None:
+    assert blame([failure()], "rank 1 on node2: Exited with exit code 1", num_nodes=1) == ()
+    assert blame([failure(error="CUDA error: uncorrectable ECC error")], "", num_nodes=1) == ("node2",)
+
+
+@pytest.mark.parametrize(
+    "how", ["Exited with exit code 75", "exit code 75", "Terminated", "killed by SIGTERM", "Aborted (core dumped)"]
+)
+def test_the_echo_of_another_rank_blames_nobody(how: str) -> None:
+    assert blame([], f"rank 1 on node2: {how}", num_nodes=2) == ()
+
+
+def test_where_most_nodes_are_named_it_is_the_network() -> None:
+    silent = failure(cause="hang", culprits=("node2", "node3", "node4"))
+    assert blame([silent], "", num_nodes=4) == ()
+    assert blame([silent], "", num_nodes=6) == ("node2", "node3", "node4")

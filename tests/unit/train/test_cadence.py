@@ -49,3 +49,16 @@ def test_the_first_save_measures_and_the_next_ones_follow_from_it() -> None:
 def test_a_number_of_steps_is_kept_to_whatever_the_clock_says() -> None:
     pacer = SavePacer(10, failures_per_hour=100, now=0.0)
     assert [step for step in range(1, 31) if pacer.is_due(step, now=1e9)] == [10, 20, 30]
+
+
+def test_a_save_that_failed_is_tried_again_in_a_minute_and_not_at_every_step() -> None:
+    pacer = SavePacer("auto", failures_per_hour=0.01, now=0.0)
+    pacer.failed(now=FIRST_S)
+    assert not pacer.is_due(2, now=FIRST_S + 1)
+    assert pacer.is_due(3, now=2 * FIRST_S)
+    pacer.begun(stall_s=1.0, now=100.0)
+    pacer.completed(save_s=20.0)
+    assert pacer.interval_s > 2 * FIRST_S
+    pacer.failed(now=200.0)
+    assert not pacer.is_due(4, now=200.0 + FIRST_S - 1)
+    assert pacer.is_due(5, now=200.0 + FIRST_S)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from toolkit.errors import ClusterError
-from toolkit.train.stop import JobClock, Stop, StopFlag, StopJudge, needed_s
+from toolkit.train.stop import JobClock, StepTimes, Stop, StopFlag, StopJudge, needed_s
 
 NOW = 1_000_000.0
 RESERVE_S = 120.0
@@ -120,3 +120,33 @@ def test_a_limit_that_is_changed_is_seen_and_a_silent_scheduler_changes_nothing(
             clock.ask_now()
     clock.close()
     assert deadlines == [NOW, NOW, NOW + 500]
+
+
+def test_no_error_of_the_scheduler_ends_the_clock() -> None:
+    answers = iter([ValueError("garbled"), OSError("no fork"), NOW])
+
+    def ask() -> float:
+        if isinstance(answer := next(answers), Exception):
+            raise answer
+        return answer
+
+    clock = JobClock(ask)
+    try:
+        for number in (1, 2, 3):
+            deadline = time.monotonic() + 5
+            while clock.answers < number and time.monotonic() < deadline:
+                time.sleep(0.01)
+            clock.ask_now()
+        assert clock.deadline == NOW
+    finally:
+        clock.close()
+
+
+def test_a_step_that_will_measure_validation_needs_the_time_of_one_that_did_long_ago() -> None:
+    times = StepTimes()
+    assert times.longest(evaluates=True) == 0.0
+    times.take(300.0, evaluated=True)
+    for _ in range(30):
+        times.take(1.0, evaluated=False)
+    assert times.longest(evaluates=False) == 1.0
+    assert times.longest(evaluates=True) == 300.0
