@@ -53,7 +53,8 @@ def decide(ending: Ending, *, max_requeues: int, max_fruitless: int) -> Verdict:
         what = f"{fruitless} attempts in a row got no further"
         return Verdict(False, f"{what} (cluster.max_fruitless={max_fruitless})", is_failure=True)
     if _is_same_error(ending):
-        return Verdict(False, f"the same error at step {last.last_step} twice", is_failure=True)
+        where = "at the start" if last.last_step is None else f"at step {last.last_step}"
+        return Verdict(False, f"the same error {where} twice", is_failure=True)
     return Verdict(True, last.reason)
 
 

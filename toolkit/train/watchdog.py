@@ -28,6 +28,8 @@ _ANSWER_S = 8.0  # the living answer within a tick or two, also where the machin
 _REPLY_S = 4.0
 _FILE_S = 30.0  # a shared file system may be what hangs
 _LAST_RESORT = 3.0
+_WAITING = (".wait(", ".synchronize(", ".item(", ".tolist(", "float(")
+"""In a line: a GPU whose queue waits for other ranks is waited for where a number is taken from it."""
 _WAITS = ("torch/distributed/", "deepspeed/comm/", "toolkit/distributed.py")
 
 
@@ -351,4 +353,5 @@ def _is_waiting(frame: FrameType | None) -> bool:
     if frame is None:
         return False
     path = frame.f_code.co_filename
-    return any(part in path for part in _WAITS) or ".wait(" in linecache.getline(path, frame.f_lineno)
+    line = linecache.getline(path, frame.f_lineno)
+    return any(part in path for part in _WAITS) or any(word in line for word in _WAITING)

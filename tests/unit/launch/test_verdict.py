@@ -1,5 +1,6 @@
 """Whether a run goes on by itself."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -64,6 +65,8 @@ def test_a_time_limit_that_leaves_no_time_to_train_is_not_tried_for_ever() -> No
 def test_the_same_error_at_the_same_step_is_the_programs_not_the_machines() -> None:
     again = [attempt(1, outcome="CRASHED", reason="boom", saved_step=15) for _ in range(2)]
     assert judge(*again, failures=(failure(),)).reason == "the same error at step 19 twice"
+    early = [replace(one, last_step=None) for one in again]
+    assert judge(*early, failures=(failure(),)).reason == "the same error at the start twice"
     assert judge(again[0], attempt(1, outcome="CRASHED", reason="other", saved_step=15), failures=(failure(),)).goes_on
     assert judge(*again, failures=(failure(is_echo=True),)).goes_on  # nobody said an error: killed from outside
 

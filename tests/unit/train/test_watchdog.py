@@ -1,8 +1,9 @@
 """Who a hanging run waits for."""
 
+from collections.abc import Iterator
 from typing import Any
 
-from toolkit.train.watchdog import Hang, Sign, describe_hang
+from toolkit.train.watchdog import Hang, Sign, _is_waiting, describe_hang
 
 WAITS: dict[str, Any] = {"where": "distributed/distributed_c10d.py:9 all_reduce", "is_waiting": True}
 WORKS: dict[str, Any] = {"where": "data/stream.py:84 samples", "is_waiting": False}
@@ -43,3 +44,15 @@ def test_where_nothing_tells_them_apart_nobody_is_blamed() -> None:
         hang = describe(r0=all_alike, r1=all_alike, r2=all_alike, r3=all_alike)
         assert hang.late == ()
         assert "all ranks answer, and none is behind" in hang.text
+
+
+def test_who_takes_a_number_from_a_gpu_waits_for_others() -> None:
+    def read() -> Iterator[float]:
+        yield float(1)
+
+    def work() -> Iterator[float]:
+        yield 1.0
+
+    for frames, expected in ((read(), True), (work(), False)):
+        next(frames)
+        assert _is_waiting(frames.gi_frame) is expected  # type: ignore[attr-defined]
