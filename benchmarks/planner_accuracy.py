@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from fit_planner import fit_memory, fit_time, measured, predict_gib, predict_s, start, timed
-from planner_rows import OUTLIER_RULE, Case, grouped, read_layouts, read_published
+from planner_rows import OUTLIER_RULE, UNSTEADY_RULE, Case, grouped, read_layouts, read_published
 
 from toolkit.plan.calibration import SPREAD
 from toolkit.plan.coefficients import Coefficients
@@ -112,6 +112,10 @@ def score_layouts(published: Sequence[Case], layouts: Sequence[Case], *, held_ou
         heavy = [case for case in layouts if measured(case)]
         errors = [(case, predict_gib(case, memory) / (case.memory_gib or 1) - 1) for case in heavy]
         figures["layouts_memory" + suffix] = print_table(errors, _by_nodes, rows=rows)
+        large = [error for case, error in errors if case.nodes > _MEMORY_TRAIN_NODES]
+        if large:
+            name_of_large = f"more than {_MEMORY_TRAIN_NODES} nodes"
+            figures["layouts_memory" + suffix][name_of_large] = _print_line(name_of_large, large)
         figures["verdicts" + suffix] = print_verdicts(layouts, memory, name)
         figures["choices" + suffix] = print_choices(layouts, time, memory, name)
     return figures
@@ -182,13 +186,14 @@ def verdict(case: Case, fitted: Coefficients) -> str:
     part = memory_part(case, fitted)
     if not case.can_split or part > REFUSE_ABOVE:
         return "does not fit"
-    return "grey" if part > WARN_ABOVE else "fits"
+    return "grey" if part > WARN_ABOVE or case.is_unsteady else "fits"
 
 
 def print_verdicts(layouts: Sequence[Case], fitted: Coefficients, name: str) -> dict[str, float]:
     """Print what was said and what happened, of all rows."""
     said = [(verdict(case, fitted), case.ran) for case in layouts]
     print(f"\nVERDICT, all {len(layouts)} layouts (grey: {WARN_ABOVE:.0%} to {REFUSE_ABOVE:.0%}), coefficients {name}")
+    print(f"  {UNSTEADY_RULE}")
     figures: dict[str, float] = {}
     for word in ("fits", "grey", "does not fit"):
         ran, failed = (sum(1 for pair in said if pair == (word, did)) for did in (True, False))
@@ -200,7 +205,7 @@ def print_verdicts(layouts: Sequence[Case], fitted: Coefficients, name: str) -> 
         of_said = max(1, sum(word == pair[0] for word, _ in said))
         figures[words] = count / len(said)
         print(
-            f"  {words}: {count} = {count / len(said):.1%} of all rows, {count / of_said:.1%} of those with that verdict"
+            f"  {words}: {count} = {count / len(said):.1%} of all rows, {count / of_said:.1%} of rows with that verdict"
         )
     return figures
 
@@ -210,7 +215,7 @@ def print_choices(layouts: Sequence[Case], time: Coefficients, memory: Coefficie
     print(f"\nCHOICE, layout predicted fastest of those that were tried and fit, coefficients {name}")
     losses = []
     for (model, nodes), group in grouped(layouts, lambda case: (case.label.split()[0], case.nodes)):
-        tried = [case for case in group if case.step_s is not None or not case.ran]
+        tried = [case for case in group if case.is_consistent]
         done = [case.step_s for case in tried if case.step_s is not None]
         fitting = [case for case in tried if verdict(case, memory) == "fits"]
         if not done or not fitting:

@@ -13,6 +13,10 @@ from toolkit.plan.hardware import EFA_32, Hardware, find_hardware
 from toolkit.plan.layout import Layout, Stack
 from toolkit.plan.speed import StageShare
 
+UNSTEADY_RULE = (
+    "nanotron's ZeRO 0 with stages and replicas over several nodes is grey whatever the memory: of its runs on 2, 4 "
+    "and 16 nodes that had room a third did not start and a third stalled"
+)
 OUTLIER_FACTOR = 2.5
 OUTLIER_RULE = (
     f"a run with pp > 1 whose step takes more than {OUTLIER_FACTOR} times that of the fastest run of the same model "
@@ -69,6 +73,10 @@ class Case:
     ran: bool
     is_outlier: bool = False
     can_split: bool = True
+    is_consistent: bool = True
+    """The row's batch is what its micro-batches and replicas make."""
+    is_unsteady: bool = False
+    """A way to run that stalls or does not start half of the time, whatever the memory."""
     assumed: tuple[str, ...] = field(default=())
 
     @property
@@ -296,6 +304,8 @@ def _layout_run(row: dict[str, str]) -> Case:
         memory_gib=_number(row, "mem_per_gpu_GB") if is_consistent else None,
         ran=row.get("status", "") == "ok",
         can_split=can_split,
+        is_consistent=is_consistent,
+        is_unsteady=layout.zero_stage == 0 and stages > 1 and layout.replicas > 1 and layout.nodes > 1,
     )
 
 

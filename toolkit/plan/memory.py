@@ -47,19 +47,15 @@ def stage_memory(
     tokens = layout.micro_batch * shape.seq_len
     width = 2.0 if layout.precision == "fp32" else 1.0
     fixed = int(fitted.fixed_gib * 2**30)
-    known: dict[int, int] = {}
     found = []
     for stage, share in enumerate(shares):
         held = in_flight(stage, num_stages=layout.stages, num_micro_batches=layout.num_micro_batches)
         # Source: Korthikanti et al. 2022, arXiv:2205.05198, section 4.2.3: interleaved, the first stage holds more
         more = 1.0 + (layout.stages - 1) / (layout.stages * layout.interleave) if layout.interleave > 1 else 1.0
-        parameters = share.parameters(shape)
-        if parameters not in known:
-            known[parameters] = int(_states_bytes(shape, layout, share, stack=stack))
         beside = tokens * fitted.in_flight * width if share.has_embedding else 0.0
         found.append(
             StageMemory(
-                states_bytes=known[parameters],
+                states_bytes=int(_states_bytes(shape, layout, share, stack=stack)),
                 activations_bytes=int(held * more * (share.blocks * block + beside) + working),
                 logits_bytes=int(tokens * shape.vocab_size * fitted.logits * width) if share.has_head else 0,
                 fixed_bytes=fixed,
@@ -71,18 +67,20 @@ def stage_memory(
 def _states_bytes(shape: Shape, layout: Layout, share: StageShare, *, stack: Stack) -> float:
     """Count bytes of weights, gradients and optimizer, dealt out to replicas as ZeRO says.
 
-    Under ZeRO 3 a block's weights and gradients are whole for a moment.
+    ZeRO 1 works on a copy of its slice of the summed gradients. Under ZeRO 3 a block's weights and gradients are
+    whole for a moment.
 
-    Source: Rajbhandari et al. 2020 (ZeRO), arXiv:1910.02054, section 3.1.
+    Source: Rajbhandari et al. 2020 (ZeRO), arXiv:1910.02054, section 3.1; the slice: deepspeed 0.19.8,
+    runtime/bf16_optimizer.py, and nanotron's ZeroDistributedOptimizer alike.
     """
     zero, replicas = layout.zero_stage, layout.replicas
     is_fp32 = layout.precision == "fp32"
     weight = 4.0 if is_fp32 else 2.0
-    gradient = weight + (4.0 if stack.sums_in_fp32 and not is_fp32 else 0.0)
-    optimizer = 8.0 if is_fp32 and zero == 0 else _OPTIMIZER_BYTES
+    sums = 4.0 if stack.sums_in_fp32 and not is_fp32 else 0.0
+    optimizer = 8.0 if is_fp32 and zero == 0 else _OPTIMIZER_BYTES + (sums if zero == 1 else 0.0)
     each = (
         weight / (replicas if zero >= 3 else 1)
-        + gradient / (replicas if zero >= 2 else 1)
+        + (weight + sums) / (replicas if zero >= 2 else 1)
         + optimizer / (replicas if zero >= 1 else 1)
     )
     whole = 2.0 * weight * max(shape.block_parameters, shape.table_parameters) if zero >= 3 else 0.0
