@@ -8,6 +8,7 @@ alike: many rows of one README count as 12. Time and memory are fitted apart.
 import argparse
 import inspect
 import math
+import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
@@ -45,8 +46,8 @@ TIME_PRIORS: dict[str, tuple[float, float]] = {
     "step_s": (1e-2, 1.0),
 }
 MEMORY_PRIORS: dict[str, tuple[float, float]] = {
-    "activations": (1.0, 0.2),
-    "activations_growth": (0.5, 1.0),
+    "activations": (1.0, 0.1),
+    "activations_growth": (0.3, 1.0),
     "in_flight": (50e3, 1.0),
     "logits": (10.0, 0.3),  # 16-bit logits, their fp32 copy and its gradient
     "fixed_gib": (1.5, 0.5),
@@ -211,14 +212,9 @@ def _plain(value: float) -> str:
 
 def _meanings() -> dict[str, str]:
     """Read the string under each field of the class."""
-    text, name, found = inspect.getsource(coefficients.Coefficients), "", dict[str, str]()
-    for line in text.splitlines():
-        line = line.strip()
-        if line.endswith(": float"):
-            name = line.removesuffix(": float")
-        elif name and line.startswith('"""'):
-            found[name] = line.strip('"')
-    return found
+    text = inspect.getsource(coefficients.Coefficients)
+    pairs = re.findall(r'^    (\w+): float\n    """(.*?)"""', text, re.MULTILINE | re.DOTALL)
+    return {name: " ".join(words.split()) for name, words in pairs}
 
 
 if __name__ == "__main__":

@@ -26,9 +26,15 @@ OUTLIER_RULE = (
 
 # One kernel for each norm, no rotary positions; norms and rotation written out in fp32: 2 x 32 + 36 bytes.
 _PLAIN = Stack(
-    attention="flash2", is_fused=False, norm_bytes=0.0, is_loss_split=False, sums_in_fp32=False, selective_part=0.5
+    attention="flash2",
+    is_fused=False,
+    norm_bytes=0.0,
+    is_loss_split=False,
+    sums_in_fp32=False,
+    kept_bytes=12.0,
+    selective_part=0.5,
 )
-_WRITTEN_OUT = replace(_PLAIN, norm_bytes=100.0)
+_WRITTEN_OUT = replace(_PLAIN, norm_bytes=100.0, kept_bytes=18.0)
 # Source: Narayanan et al. 2021, arXiv:2104.04473, section 4.2: bias with GeLU, bias with dropout and addition, scale
 # with mask and softmax are fused.
 _MEGATRON_2021 = replace(_PLAIN, attention="unfused", is_fused=True, sums_in_fp32=True, selective_part=0.0)
@@ -37,7 +43,7 @@ _COMPILED = replace(_WRITTEN_OUT, is_fused=True)
 # What is known of programs from their code and papers, by a piece of the row's source; first match wins.
 # torchtitan's selective checkpoints recompute every other matrix product; Megatron's recompute scores only.
 STACKS: tuple[tuple[str, Stack], ...] = (
-    ("nanotron", replace(_WRITTEN_OUT, is_loss_split=True, sums_in_fp32=True)),
+    ("nanotron", replace(_WRITTEN_OUT, is_loss_split=True, sums_in_fp32=True, kept_bytes=10.0)),
     ("llm-foundry", replace(_PLAIN, attention="flash1")),  # Triton's first FlashAttention; ALiBi instead of rotation
     ("torchtitan", _WRITTEN_OUT),
     ("nanochat", _COMPILED),

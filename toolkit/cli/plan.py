@@ -107,7 +107,9 @@ def print_calibration(calibration: Calibration, console: Console, *, gpu: str) -
         console.print(f"no run on {gpu} was measured here yet: plans are uncalibrated, +-{calibration.spread:.0%}")
         return
     console.print(
-        f"{gpu}: times x {calibration.time:.3f}, activations x {calibration.activations:.3f}, "
-        f"+-{calibration.spread:.0%}; from {', '.join(calibration.runs)}",
+        f"{gpu}: times x "
+        + ", ".join(f"{factor:.2f} ({part})" for part, factor in calibration.factors.items())
+        + f"; activations x {calibration.activations:.2f}; then +-{calibration.spread:.0%}; from "
+        + ", ".join(calibration.runs),
         markup=False,
     )

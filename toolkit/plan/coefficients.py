@@ -48,9 +48,11 @@ class Coefficients:
     activations: float
     """Bytes kept of a block over what counting its tensors gives."""
     activations_growth: float
-    """That ratio goes with (hidden_size / 3072) to the power of this: the allocator wastes more of large blocks."""
+    """Above hidden_size 2048 that ratio goes with (hidden_size / 2048) to the power of this: the allocator wastes more
+    of large blocks."""
     in_flight: float
-    """Bytes a token of each micro-batch in flight takes on a stage beside its blocks."""
+    """Bytes a token of each micro-batch in flight takes on the first stage beside its blocks; less where hidden_size
+    is below 2048, in proportion."""
     logits: float
     """Bytes each logit takes at the peak."""
     fixed_gib: float

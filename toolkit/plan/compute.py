@@ -85,7 +85,7 @@ def block_time(shape: Shape, layout: Layout, *, on: Conditions) -> BlockTime:
 
 def _launches(busy_s: float, launch_s: float, hardware: Hardware) -> float:
     """Kernels are started ahead of a GPU that is busy: only where they are tiny does starting them take longer."""
-    if hardware.waits_for_launch:
+    if not hardware.is_gpu:
         return launch_s
     return float((busy_s**_LAUNCH_POWER + launch_s**_LAUNCH_POWER) ** (1 / _LAUNCH_POWER)) - busy_s
 
@@ -122,8 +122,9 @@ def _attention(shape: Shape, layout: Layout, *, on: Conditions) -> tuple[float, 
         * (on.fitted.flash1 if on.stack.attention == "flash1" else 1.0)
     )
     head_dim = shape.hidden_size / shape.num_attention_heads
+    ramp = on.fitted.attention_ramp if on.hardware.is_gpu else 0.0
     # heads narrower than 128 fill the tensor cores worse: Dao 2023, figure 4 (64: about 0.9 of 128)
-    rate *= min(1.0, head_dim / 128) ** 0.15 / (1.0 + on.fitted.attention_ramp / seq_len)
+    rate *= min(1.0, head_dim / 128) ** 0.15 / (1.0 + ramp / seq_len)
     return 2.0 * products / rate, 5.0 * products / rate
 
 
@@ -139,4 +140,5 @@ def head_time_s(shape: Shape, layout: Layout, *, on: Conditions) -> float:
         if on.stack.is_loss_split
         else on.fitted.loss * (on.fitted.fused if on.stack.is_fused else 1.0)
     )
-    return 3.0 * products + tokens * shape.vocab_size * per_logit / (on.hardware.memory_bytes_per_s * _STREAM)
+    logit_s = per_logit / (on.hardware.memory_bytes_per_s * _STREAM) + on.hardware.logit_s
+    return 3.0 * products + tokens * shape.vocab_size * logit_s

@@ -45,13 +45,15 @@ FITTED = Coefficients(
     # Seconds each step costs whatever its size: norms, clipping, the optimizer's start, the loop.
     step_s=0.0252,  # prior 0.01 x/ 2.72
     # Bytes kept of a block over what counting its tensors gives.
-    activations=0.964,  # prior 1 x/ 1.22
-    # That ratio goes with (hidden_size / 3072) to the power of this: the allocator wastes more of large blocks.
-    activations_growth=0.7426,  # prior 0.5 x/ 2.72
-    # Bytes a token of each micro-batch in flight takes on a stage beside its blocks.
-    in_flight=142300.0,  # prior 50000 x/ 2.72
+    activations=0.8279,  # prior 1 x/ 1.11
+    # Above hidden_size 2048 that ratio goes with (hidden_size / 2048) to the power of this: the allocator
+    # wastes more of large blocks.
+    activations_growth=0.7438,  # prior 0.3 x/ 2.72
+    # Bytes a token of each micro-batch in flight takes on the first stage beside its blocks; less where
+    # hidden_size is below 2048, in proportion.
+    in_flight=140900.0,  # prior 50000 x/ 2.72
     # Bytes each logit takes at the peak.
-    logits=9.38,  # prior 10 x/ 1.35
+    logits=9.339,  # prior 10 x/ 1.35
     # GiB that are used whatever the layout: context, libraries, buffers of collectives.
-    fixed_gib=2.161,  # prior 1.5 x/ 1.65
+    fixed_gib=2.012,  # prior 1.5 x/ 1.65
 )

@@ -53,11 +53,26 @@ class Stack:
     """The loss is computed for a vocabulary in slices: many more passes over the logits."""
     sums_in_fp32: bool
     """Gradients of micro-batches are added up in fp32 copies of their own."""
+    kept_bytes: float
+    """Bytes a token and unit of hidden_size that a block keeps for its backward pass beside keys, values and the
+    inner part, 16-bit: what autograd was seen (or can be read) to save."""
+    is_kept_measured: bool = False
+    """kept_bytes and the inner part were measured on this program: no less can be held."""
     selective_part: float = 0.0
     """Part of a block's matrix products that `selective` recomputes."""
 
 
-OURS = Stack(attention="flash2", is_fused=False, norm_bytes=20.0, is_loss_split=False, sums_in_fp32=True)
+# Source of kept_bytes: bytes that autograd saved of this toolkit's block in fp32, halved; bf16 on CPU keeps 8 more,
+# since its norm works on fp32 copies.
+OURS = Stack(
+    attention="flash2",
+    is_fused=False,
+    norm_bytes=20.0,
+    is_loss_split=False,
+    sums_in_fp32=True,
+    kept_bytes=18.5,
+    is_kept_measured=True,
+)
 """This toolkit: torch's scaled_dot_product_attention and rms_norm, eager, DeepSpeed's gradients in fp32."""
 
 

@@ -9,7 +9,8 @@ from toolkit.plan.layout import Layout, Stack
 from toolkit.plan.speed import StageShare
 
 _OPTIMIZER_BYTES = 12.0  # a parameter: fp32 weight and two moments
-_REFERENCE_WIDTH = 3072
+_SCORE_BYTES = 5.0  # a head, token and position
+_NO_WASTE_WIDTH = 2048
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,11 +53,13 @@ def stage_memory(
         held = in_flight(stage, num_stages=layout.stages, num_micro_batches=layout.num_micro_batches)
         # Source: Korthikanti et al. 2022, arXiv:2205.05198, section 4.2.3: interleaved, the first stage holds more
         more = 1.0 + (layout.stages - 1) / (layout.stages * layout.interleave) if layout.interleave > 1 else 1.0
-        beside = tokens * fitted.in_flight * width if share.has_embedding else 0.0
+        beside = tokens * fitted.in_flight * width * min(1.0, shape.hidden_size / _NO_WASTE_WIDTH)
         found.append(
             StageMemory(
                 states_bytes=int(_states_bytes(shape, layout, share, stack=stack)),
-                activations_bytes=int(held * more * (share.blocks * block + beside) + working),
+                activations_bytes=int(
+                    held * more * (share.blocks * block + (beside if share.has_embedding else 0.0)) + working
+                ),
                 logits_bytes=int(tokens * shape.vocab_size * fitted.logits * width) if share.has_head else 0,
                 fixed_bytes=fixed,
             )
@@ -90,32 +93,36 @@ def _states_bytes(shape: Shape, layout: Layout, share: StageShare, *, stack: Sta
 def _block_bytes(shape: Shape, layout: Layout, *, stack: Stack, fitted: Coefficients) -> float:
     """Count bytes a block keeps for the backward pass of one micro-batch.
 
-    16-bit, a token: inputs of both norms and their outputs (8 h), queries, keys and values before and after
-    rotation (2 h + 4 kv, twice less the values), attention's output and its copy (4 h), the inner part (8 f gated:
-    gate, up, activation, product; 4 f else). Unfused attention keeps scores, probabilities and their mask.
-
-    Source: Korthikanti et al. 2022, arXiv:2205.05198, section 4.1, counted for this block.
+    Source: Korthikanti et al. 2022, arXiv:2205.05198, section 4 (what recompute leaves).
     """
     tokens = float(layout.micro_batch * shape.seq_len)
     width = 2.0 if layout.precision == "fp32" else 1.0
-    hidden = shape.hidden_size
     if layout.recompute == "full":
-        return tokens * width * 2.0 * hidden
+        return tokens * width * 2.0 * shape.hidden_size
     kept = _whole_block_bytes(shape, stack=stack, fitted=fitted)
     if layout.recompute == "selective":
         if stack.selective_part:
             kept *= 1.0 - stack.selective_part
         elif stack.attention == "unfused":
-            kept -= 5.0 * shape.num_attention_heads * shape.seq_len
+            kept -= _SCORE_BYTES * shape.num_attention_heads * shape.seq_len
     return tokens * width * kept
 
 
 def _whole_block_bytes(shape: Shape, *, stack: Stack, fitted: Coefficients) -> float:
+    """Count bytes a token of everything a block keeps, 16-bit.
+
+    Keys and values 6 kv (before and after rotation), the inner part 8 f where it is gated (gate, up, activation,
+    product) and 4 f where not, the rest as the program does it. Unfused attention keeps scores, probabilities and
+    their mask. The allocator holds more than that of large blocks; never less than was measured.
+
+    Source: Korthikanti et al. 2022, arXiv:2205.05198, section 4.1.
+    """
     hidden, inner = shape.hidden_size, shape.intermediate_size
     kv = hidden * shape.num_key_value_heads / shape.num_attention_heads
-    counted = 8.0 * hidden + (4.0 * hidden + 6.0 * kv) + 4.0 * hidden + inner * (8.0 if shape.is_gated else 4.0)
-    counted *= fitted.activations * float((hidden / _REFERENCE_WIDTH) ** fitted.activations_growth)
-    scores = 5.0 * shape.num_attention_heads * shape.seq_len if stack.attention == "unfused" else 0.0
+    counted = stack.kept_bytes * hidden + 6.0 * kv + inner * (8.0 if shape.is_gated else 4.0)
+    held = fitted.activations * max(1.0, float((hidden / _NO_WASTE_WIDTH) ** fitted.activations_growth))
+    counted *= max(1.0, held) if stack.is_kept_measured else held
+    scores = _SCORE_BYTES * shape.num_attention_heads * shape.seq_len if stack.attention == "unfused" else 0.0
     return counted + scores
 
 

@@ -2,10 +2,10 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from toolkit.config.schema import RunConfig
-from toolkit.plan.calibration import UNCALIBRATED, Calibration
+from toolkit.plan.calibration import UNCALIBRATED, Calibration, Measurement
 from toolkit.plan.costs import Shape, causal_flops_per_token, layer_costs, shape_flops_per_token, shape_of
 from toolkit.plan.fitted import FITTED
 from toolkit.plan.hardware import Hardware
@@ -125,6 +125,27 @@ def plan_of(cfg: RunConfig, *, hardware: Hardware, calibration: Calibration = UN
     costs = layer_costs(cfg.model, seq_len=cfg.data.seq_len)
     boundaries = split_layers(costs, stages=cfg.parallel.stages or 1, split_by=cfg.parallel.split_by)
     return make_plan(cfg, boundaries, hardware=hardware, calibration=calibration)
+
+
+def measurement_of(plan: Plan, *, step_s: float, memory_bytes: int | None = None) -> Measurement:
+    """Set what a run took against what an uncalibrated plan says of it.
+
+    Args:
+        plan: of the run; how it was calibrated does not matter.
+        step_s: median of at least 20 steps after the first ones.
+        memory_bytes: peak of the fullest rank, as the allocator held it.
+    """
+    plain = make_plan(plan.cfg, plan.boundaries, hardware=plan.hardware)
+    fullest = max(plain.memory, key=lambda stage: stage.total_bytes)
+    return Measurement(
+        run=plan.cfg.run.name,
+        gpu=plan.hardware.name,
+        step_s=step_s,
+        planned=asdict(plain.speed.times),
+        memory_bytes=memory_bytes,
+        planned_memory_bytes=fullest.total_bytes,
+        states_bytes=fullest.states_bytes,
+    )
 
 
 def shares_of(boundaries: Sequence[int], *, num_blocks: int) -> tuple[StageShare, ...]:

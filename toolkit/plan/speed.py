@@ -112,7 +112,7 @@ def step_time(shape: Shape, layout: Layout, shares: Sequence[StageShare], *, on:
         bubble_s=others_s / layout.interleave,
         sync_s=_sync_s(shape, layout, largest, on=on),
         optimizer_s=_optimizer_s(layout, largest, on.hardware),
-        fixed_s=count * slowest.fixed_s + on.fitted.step_s,
+        fixed_s=count * slowest.fixed_s + (on.fitted.step_s if on.hardware.is_gpu else 0.0),
     )
 
 
@@ -133,7 +133,7 @@ def _slot(shape: Shape, layout: Layout, share: StageShare, block: BlockTime, hea
         sums_s=sums_s,
         gather_s=hidden_s,
         peer_s=_peer_s(shape, layout, share, on=on),
-        fixed_s=on.fitted.micro_batch_s * (1.0 if on.hardware.memory_bytes is not None else 0.0),
+        fixed_s=on.fitted.micro_batch_s if on.hardware.is_gpu else 0.0,
     )
 
 
