@@ -56,10 +56,18 @@ def find_limit(plan: Plan) -> Limit:
     }
     worst_s = max(losses)
     if not plan.is_roomy:
-        return Limit(f"memory {plan.memory_part:.0%}", "recompute, a smaller micro_batch, more stages or nodes")
+        return Limit(f"memory {plan.memory_part:.0%}", _roomier(plan))
     if worst_s < 0.08 * total_s:
         return Limit(f"arithmetic {1 - worst_s / total_s:.0%}", "more nodes")
     return losses[worst_s]
+
+
+def _roomier(plan: Plan) -> str:
+    layout = plan.layout
+    ways = ["recompute"] if layout.recompute == "none" else []
+    ways += ["a smaller micro_batch"] if layout.micro_batch > 1 else []
+    ways += ["more stages"] if layout.stages < plan.cfg.model.num_hidden_layers else []
+    return ", ".join([*ways, "more nodes"])
 
 
 def find_mistakes(cfg: RunConfig) -> list[Problem]:

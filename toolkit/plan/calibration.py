@@ -17,7 +17,7 @@ SPREAD = 0.15
 of the fit are within it (benchmarks/planner_accuracy.py)."""
 _CALIBRATED_SPREAD = 0.05  # the layout, not the machine, is then what is uncertain
 _KEPT = 20  # measurements of a kind of device
-_TRUST = 3e-3  # how little parts may differ in their factors where measurements do not tell them apart
+_TRUST = 1e-3  # how little parts may differ in their factors where measurements do not tell them apart
 
 PARTS: Mapping[str, tuple[str, ...]] = {
     "arithmetic": ("matmul_s", "attention_s"),

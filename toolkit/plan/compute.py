@@ -34,7 +34,7 @@ def matmul_s(rows: float, inputs: int, outputs: int, *, width: int, rate: float,
 
     Source: Williams et al. 2009 (roofline), doi:10.1145/1498765.1498785, with both terms added instead of the larger.
     """
-    moved = width * (rows * inputs + inputs * outputs + rows * outputs)
+    moved = width * (rows * inputs + inputs * outputs + rows * outputs) if on.hardware.is_gpu else 0.0
     return 2.0 * rows * inputs * outputs / rate + on.fitted.small * moved / (on.hardware.memory_bytes_per_s * _STREAM)
 
 
