@@ -17,7 +17,7 @@ from toolkit.plan.report import plan_text as plan_text
 from toolkit.plan.split import split_layers
 
 _LARGEST_MICRO_BATCH = 64
-_ALIKE = 0.01  # layouts whose steps differ by less are taken for equally fast
+_ALIKE = 0.02  # layouts whose steps differ by less are taken for equally fast
 _GROWTH = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)  # times the nodes, tried for a remedy
 
 

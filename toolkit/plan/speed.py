@@ -5,11 +5,9 @@ from dataclasses import dataclass
 
 from toolkit.plan.compute import BlockTime, block_time, head_time_s
 from toolkit.plan.costs import Shape
-from toolkit.plan.hardware import Hardware
 from toolkit.plan.layout import Conditions, Layout
 from toolkit.plan.traffic import gather_s, pass_s, reduce_s
 
-_OPTIMIZER_BYTES = 30.0  # a parameter: AdamW reads gradient, weight and two moments in fp32, writes three, and bf16
 _SUM_BYTES = 10.0  # a parameter: a 16-bit gradient and its fp32 sum are read, the sum is written
 _COPY_BYTES = 12.0  # a parameter: gathered weights are copied out twice, gradients in, 16-bit read and written each
 _READ_BYTES_PER_S = 0.5e9  # of a node from its file system; assumption: a tenth of what a parallel one gives
@@ -111,7 +109,7 @@ def step_time(shape: Shape, layout: Layout, shares: Sequence[StageShare], *, on:
         peer_s=count * slowest.peer_s,
         bubble_s=others_s / layout.interleave,
         sync_s=_sync_s(shape, layout, largest, on=on),
-        optimizer_s=_optimizer_s(layout, largest, on.hardware),
+        optimizer_s=_optimizer_s(layout, largest, on),
         fixed_s=count * slowest.fixed_s + (on.fitted.step_s if on.hardware.is_gpu else 0.0),
     )
 
@@ -124,7 +122,7 @@ def _slot(shape: Shape, layout: Layout, share: StageShare, block: BlockTime, hea
         sums_s += parameters * _COPY_BYTES / on.hardware.memory_bytes_per_s
     busy_s = share.blocks * block.total_s + head_s + sums_s
     moved_s = _gathers_s(layout, parameters, on=on)
-    power = on.fitted.overlap
+    power = on.fitted.overlap if on.hardware.is_gpu else 1.0  # a CPU that sends does not compute meanwhile
     hidden_s = float((busy_s**power + moved_s**power) ** (1 / power)) - busy_s if moved_s else 0.0
     return _Slot(
         block=block,
@@ -192,9 +190,9 @@ def _sync_s(shape: Shape, layout: Layout, parameters: int, *, on: Conditions) ->
     return 0.0
 
 
-def _optimizer_s(layout: Layout, parameters: int, hardware: Hardware) -> float:
+def _optimizer_s(layout: Layout, parameters: int, on: Conditions) -> float:
     own = parameters / (layout.replicas if layout.zero_stage else 1)
-    return own * _OPTIMIZER_BYTES / hardware.memory_bytes_per_s
+    return own * on.stack.optimizer_bytes / on.hardware.memory_bytes_per_s
 
 
 def reading_s(shape: Shape, layout: Layout) -> float:

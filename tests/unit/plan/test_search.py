@@ -30,7 +30,7 @@ def config(*overrides: str, nodes: int = 8) -> RunConfig:
 def test_the_first_is_the_fastest_of_those_with_room() -> None:
     plans = rank_plans(config(), hardware=H100)
     roomy = [plan for plan in plans if plan.is_roomy]
-    assert plans[0].speed.step_s <= 1.01 * min(plan.speed.step_s for plan in roomy)
+    assert plans[0].speed.step_s <= 1.02 * min(plan.speed.step_s for plan in roomy)
     assert all(plan.fits for plan in plans)
     assert not any(plan.is_roomy for plan in plans[len(roomy) :])
 
