@@ -40,12 +40,12 @@ class Size:
     vocab: int
 
 
-# 4 x 5 steps: of each pair one has much of what the other has little of (head, length, depth, micro-batches)
+# 4 x 5 steps of shapes that have much and little of head, length, width, depth and micro-batches
 CALIBRATION = (
     Size(hidden=256, layers=4, seq_len=256, micro_batch=4, num_micro_batches=1, vocab=4096),
     Size(hidden=256, layers=2, seq_len=128, micro_batch=4, num_micro_batches=2, vocab=16384),
     Size(hidden=512, layers=4, seq_len=128, micro_batch=4, num_micro_batches=1, vocab=2048),
-    Size(hidden=128, layers=6, seq_len=512, micro_batch=4, num_micro_batches=1, vocab=4096),
+    Size(hidden=192, layers=6, seq_len=256, micro_batch=4, num_micro_batches=1, vocab=2048),
 )
 OWN = (
     Size(hidden=128, layers=4, seq_len=64, micro_batch=12, num_micro_batches=2, vocab=4096),
@@ -67,10 +67,13 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     _open_process_group()
+    print(f"{'CALIBRATION, CPU seconds of a step':<58} measured  planned   error")
     measured = []
     for size in CALIBRATION:
         plan = plan_of(_config(size, asked.precision), hardware=CPU)
-        measured.append(measurement_of(plan, step_s=measure_step_s(plan, steps=5)))
+        took_s = measure_step_s(plan, steps=5)
+        print(f"  {_words(size):<56} {took_s:>8.3f} {plan.speed.step_s:>8.3f} {plan.speed.step_s / took_s - 1:>+7.1%}")
+        measured.append(measurement_of(plan, step_s=took_s))
     calibration = calibrate(measured, gpu=CPU.name)
     print("calibrated: " + ", ".join(f"{part} x {factor:.2f}" for part, factor in calibration.factors.items()))
     figures = {

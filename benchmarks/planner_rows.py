@@ -1,6 +1,7 @@
 """Rows of published runs as what the planner works with: shape, layout, device, software, and what was measured."""
 
 import csv
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import ConfigError
-from toolkit.plan.costs import Shape
+from toolkit.plan.costs import Shape, shape_flops_per_token
 from toolkit.plan.hardware import EFA_32, Hardware, find_hardware
 from toolkit.plan.layout import Layout, Stack
 from toolkit.plan.speed import StageShare
@@ -53,8 +54,15 @@ STACKS: tuple[tuple[str, Stack], ...] = (
     ("bigscience", _MEGATRON_2021),
     ("megatron", _TRANSFORMER_ENGINE),
     ("nemo", _TRANSFORMER_ENGINE),
+    ("neox", _TRANSFORMER_ENGINE),  # Megatron's fused kernels with FlashAttention
+    ("llm.c", replace(_PLAIN, is_fused=True)),
     ("maxtext", _COMPILED),
+    ("levanter", _COMPILED),
     ("litgpt", _COMPILED),
+    ("lit-gpt", _COMPILED),
+    ("tinyllama", _COMPILED),  # fused norm, rotation, SwiGLU and loss
+    ("transformers", _WRITTEN_OUT),
+    ("axolotl", _WRITTEN_OUT),
 )
 _OTHER = replace(_PLAIN, norm_bytes=50.0)
 
@@ -139,16 +147,17 @@ def document_of(source: str) -> str:
 
 
 def _number(row: Mapping[str, str], name: str) -> float | None:
-    text = row.get(name, "")
+    """Read a number that is above zero; anything else is as good as missing."""
     try:
-        return float(text) if text else None
+        value = float(row.get(name, ""))
     except ValueError:
         return None
+    return value if 0 < value < math.inf else None
 
 
 def _need(row: Mapping[str, str], name: str) -> int:
     value = _number(row, name)
-    if not value:
+    if not value or value < 1:
         raise ValueError(f"no {name}")
     return int(value)
 
@@ -159,6 +168,9 @@ def _published(row: dict[str, str]) -> Case:
     assumed: list[str] = []
     shape = _published_shape(row, assumed)
     hardware = _device(row.get("gpu", ""))
+    if hardware.name == "MI250X die" and _counts_cards(row, shape):
+        hardware = _two_dies(hardware)
+        assumed.append("a GPU is a card of two dies")
     layout = _published_layout(row, shape, hardware, assumed)
     ranks, tokens = layout.world_size, layout.samples_per_step * shape.seq_len
     rate, step_s = _number(row, "tokens_per_s_per_gpu"), _number(row, "step_time_s")
@@ -182,7 +194,11 @@ def _published(row: dict[str, str]) -> Case:
 
 
 def _published_shape(row: Mapping[str, str], assumed: list[str]) -> Shape:
-    hidden, heads = _need(row, "hidden"), _need(row, "heads")
+    hidden = _need(row, "hidden")
+    heads = int(_number(row, "heads") or 0)
+    if not heads:
+        heads = max(1, hidden // 128)
+        assumed.append("heads of 128")
     vocab = _number(row, "vocab")
     if not vocab:
         assumed.append("vocab 50304")
@@ -245,6 +261,23 @@ def _device(name: str) -> Hardware:
     return hardware
 
 
+def _counts_cards(row: Mapping[str, str], shape: Shape) -> bool:
+    """Ask the row's own arithmetic what it calls a GPU: its FLOP/s over its MFU is the peak it reckons with."""
+    rate, part = _number(row, "tokens_per_s_per_gpu"), _number(row, "norm_MFU_pct")
+    return bool(rate and part and shape_flops_per_token(shape) * rate / (part / 100) > 1.5 * 191.5e12)
+
+
+def _two_dies(die: Hardware) -> Hardware:
+    return replace(
+        die,
+        name="MI250X card",
+        peak_bf16_flops=2 * die.peak_bf16_flops,
+        memory_bytes=2 * (die.memory_bytes or 0),
+        memory_bytes_per_s=2 * die.memory_bytes_per_s,
+        gpus_per_node=4,
+    )
+
+
 def _stack(row: Mapping[str, str]) -> Stack:
     """Say what is known of the program: by its name, and by words of the notes (eager, compile, no FlashAttention)."""
     source, notes = row.get("source", "").lower(), row.get("notes", "").lower()
@@ -287,11 +320,11 @@ def _layout_run(row: dict[str, str]) -> Case:
     )
     stages = int(_number(row, "pp") or 1)
     shares, can_split = nanotron_shares(shape, stages)
-    is_consistent = _number(row, "gbs_consistent") != 0
+    is_consistent = row.get("gbs_consistent", "1") not in {"0", "0.0"}
     layout = Layout(
         nodes=_number(row, "nodes") or _need(row, "n_gpus") / 8,
         stages=stages,
-        replicas=_need(row, "dp"),
+        replicas=int(_number(row, "dp") or max(1, _need(row, "n_gpus") // stages)),
         zero_stage=int(_number(row, "zero_stage") or 0),
         micro_batch=_need(row, "micro_batch"),
         num_micro_batches=_need(row, "grad_accum"),

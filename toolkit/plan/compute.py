@@ -61,14 +61,9 @@ def block_time(shape: Shape, layout: Layout, *, on: Conditions) -> BlockTime:
     again = 1.0 if is_full else on.stack.selective_part if is_selective else 0.0
     forward_s, backward_s = _attention(shape, layout, on=on)
     passes = 3.0 + (1.0 if is_full else 0.5 if is_selective else 0.0)
-    moved = (
-        tokens
-        * width
-        / 2
-        * _elementwise_bytes(shape, on.stack)
-        * on.fitted.elementwise
-        * (on.fitted.fused if on.stack.is_fused else 1)
-    )
+    moved = tokens * width / 2 * _elementwise_bytes(shape, on.stack) * on.fitted.elementwise * on.hardware.uncached
+    if on.stack.is_fused:
+        moved *= on.fitted.fused
     busy_s = [
         products * (3.0 + again),
         forward_s * (2.0 if is_full else 1.0) + backward_s,

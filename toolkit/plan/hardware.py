@@ -46,6 +46,8 @@ class Hardware:
     is_gpu: bool = True
     """Kernels are started ahead of the work; on a CPU they take their turn with it, caches hide the traffic of matrix
     products, and the ramp of short samples and what a step costs whatever its size, seen on GPUs, do not hold."""
+    uncached: float = 1.0
+    """Part of the traffic of norms, activations and rotation that misses the caches."""
     logit_s: float = 0.0
     """Time a logit takes beside its traffic: exponentials, where there are no units for them."""
 
@@ -180,6 +182,7 @@ CPU = Hardware(
     gpus_per_node=1,
     launch_s=5e-6,
     is_gpu=False,
+    uncached=0.25,
     logit_s=6.5e-9,
 )
 
