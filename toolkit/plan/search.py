@@ -18,6 +18,7 @@ from toolkit.plan.split import split_layers
 
 _LARGEST_MICRO_BATCH = 64
 _ALIKE = 0.02  # layouts whose steps differ by less are taken for equally fast
+_BEYOND = 12  # numbers of nodes in a row that a budget does not pay for, before the search ends
 _GROWTH = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)  # times the nodes, tried for a remedy
 
 
@@ -203,7 +204,18 @@ def find_nodes(cfg: RunConfig, wish: Wish, *, hardware: Hardware, calibration: C
     Raises:
         ConfigError: nothing does; the text says which limits contradict each other, and what each alone would take.
     """
-    plans = scan_nodes(cfg, node_counts(wish.max_nodes), hardware=hardware, calibration=calibration)
+    plans: dict[int, Plan] = {}
+    beyond = 0
+    for nodes in node_counts(wish.max_nodes):
+        plans |= scan_nodes(cfg, [nodes], hardware=hardware, calibration=calibration)
+        if nodes not in plans:
+            continue
+        if wish.deadline_s is not None and _takes(plans[nodes]) <= wish.deadline_s:
+            break
+        # Cost rises with nodes, but not at every one of them: some divide the batch badly.
+        beyond = beyond + 1 if _costs(plans[nodes]) > (wish.budget_gpu_hours or float("inf")) else 0
+        if wish.deadline_s is None and beyond == _BEYOND:
+            break
     if not plans:
         raise ConfigError(_no_nodes(cfg, wish, hardware, calibration))
     cheap = {nodes: plan for nodes, plan in plans.items() if _costs(plan) <= (wish.budget_gpu_hours or float("inf"))}
