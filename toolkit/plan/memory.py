@@ -54,6 +54,7 @@ def stage_memory(
         # Source: Korthikanti et al. 2022, arXiv:2205.05198, section 4.2.3: interleaved, the first stage holds more
         more = 1.0 + (layout.stages - 1) / (layout.stages * layout.interleave) if layout.interleave > 1 else 1.0
         beside = tokens * fitted.in_flight * width * min(1.0, shape.hidden_size / _NO_WASTE_WIDTH)
+        beside *= layout.recompute != "full"  # 22 runs that recompute show none of it
         found.append(
             StageMemory(
                 states_bytes=int(_states_bytes(shape, layout, share, stack=stack)),
