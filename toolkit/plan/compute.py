@@ -8,6 +8,8 @@ from toolkit.plan.layout import Conditions, Layout, Stack
 
 _STREAM = 0.9  # part of the memory's nominal rate that a plain copy reaches. assumption
 _KERNELS = 65  # of a block, forward and backward, eager; counted in this toolkit's block
+_LOGIT_BYTES, _FRESH_COPIES = 4, 3  # fp32 logits, their logarithm, their gradient
+_FRESH_BYTES = 32 * 2**20  # glibc's largest threshold of mmap
 _LAUNCH_POWER = 4.0  # how sharply the longer one of arithmetic and launches wins. assumption
 
 
@@ -136,4 +138,6 @@ def head_time_s(shape: Shape, layout: Layout, *, on: Conditions) -> float:
         else on.fitted.loss * (on.fitted.fused if on.stack.is_fused else 1.0)
     )
     logit_s = per_logit / (on.hardware.memory_bytes_per_s * _STREAM) + on.hardware.logit_s
+    if tokens * shape.vocab_size * _LOGIT_BYTES >= _FRESH_BYTES:
+        logit_s += _FRESH_COPIES * _LOGIT_BYTES * on.hardware.fresh_page_s
     return 3.0 * products + tokens * shape.vocab_size * logit_s

@@ -50,6 +50,8 @@ class Hardware:
     """Part of the traffic of norms, activations and rotation that misses the caches."""
     logit_s: float = 0.0
     """Time a logit takes beside its traffic: exponentials, where there are no units for them."""
+    fresh_page_s: float = 0.0
+    """Time a byte takes of a tensor so large that it is new pages from the system each time (malloc: 32 MiB)."""
 
 
 # Source: data sheets of Mellanox/NVIDIA InfiniBand EDR, HDR, NDR (100, 200, 400 Gbit/s a port), HPE Slingshot
@@ -183,7 +185,8 @@ CPU = Hardware(
     launch_s=5e-6,
     is_gpu=False,
     uncached=0.25,
-    logit_s=6.5e-9,
+    logit_s=2.2e-9,
+    fresh_page_s=0.36e-9,
 )
 
 
