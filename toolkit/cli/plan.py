@@ -10,19 +10,24 @@ from rich.console import Console
 from rich.table import Table
 
 from toolkit import storage
+from toolkit.monitor.metrics import short
 from toolkit.plan.calibration import Calibration
 from toolkit.plan.figure import draw_plans
 from toolkit.plan.proposal import Plan
 from toolkit.plan.report import PlanRow, plan_dict, plan_rows, plan_text
 
 _SHOWN = 10
+_WIDTH = 100  # columns that a table needs; a narrower terminal wraps its lines
 _STYLES = {"fits": "", "tight": "yellow", "refused": "red"}
 
 
 def print_plans(plans: Sequence[Plan], console: Console) -> None:
-    """Print the ten best layouts as a table, then the plan of the first."""
+    """Print the ten best layouts as a table, what limits each, then the plan of the first."""
     rows = plan_rows(plans[:_SHOWN])
-    console.print(_table(rows, plans[0]))
+    console.print(_table(rows, plans[0]), width=max(console.width, _WIDTH), crop=False)
+    console.print("what limits each, and what would relax it:")
+    for number, row in enumerate(rows, 1):
+        console.print(f"{number:>2}  {row.limit}: {row.remedy}", markup=False)
     left = len(plans) - len(rows)
     if left > 0:
         console.print(f"{left} more layouts fit")
@@ -39,31 +44,40 @@ def _table(rows: Sequence[PlanRow], first: Plan) -> Table:
     calibrated = f"calibrated by {len(runs)} runs" if runs else "uncalibrated"
     title = f"{rows[0].nodes} nodes of {first.hardware.name}; times +-{spread:.0%}, {calibrated}"
     table = Table(box=None, pad_edge=False, title=title, title_justify="left", title_style="")
-    for name in ("stages", "replicas", "ZeRO", "micro", "recompute", "s/step", "tokens/s"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for name in ("MFU", "causal", "GiB", "bubble", "GPU-hours", "days"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("limit: what would relax it", ratio=1)
-    for row in rows:
-        room = f"{row.memory_gib:.1f} ({row.memory_part:.0%})" if row.memory_part else f"{row.memory_gib:.2f}"
+    for name in (
+        "",
+        "stages x replicas, ZeRO, micro",
+        "s/step",
+        "tok/s",
+        "MFU",
+        "causal",
+        "GiB",
+        "bubble",
+        "GPU-h",
+        "days",
+    ):
+        table.add_column(name, justify="left" if name.startswith("stages") else "right", no_wrap=True)
+    for number, row in enumerate(rows, 1):
+        room = f"{row.memory_gib:.1f} {row.memory_part:.0%}" if row.memory_part else f"{row.memory_gib:.2f}"
         table.add_row(
-            str(row.stages),
-            str(row.replicas),
-            str(row.zero_stage),
-            f"{row.num_micro_batches} x {row.micro_batch}",
-            "yes" if row.recompute else "no",
+            str(number),
+            _layout(row),
             between(row.step_low_s, row.step_high_s),
-            f"{row.tokens_per_s:,.0f}",
+            short(row.tokens_per_s),
             f"{row.mfu:.1%}",
             f"{row.causal_mfu:.1%}",
             room,
             f"{row.bubble:.0%}",
             f"{row.gpu_hours:,.0f}" if row.gpu_hours >= 10 else f"{row.gpu_hours:.2g}",
             between(row.days * (1 - spread), row.days * (1 + spread)),
-            f"{row.limit}: {row.remedy}",
             style=_STYLES[row.verdict],
         )
     return table
+
+
+def _layout(row: PlanRow) -> str:
+    again = ", recompute" if row.recompute else ""
+    return f"{row.stages}x{row.replicas}, ZeRO {row.zero_stage}, {row.num_micro_batches}x{row.micro_batch}{again}"
 
 
 def between(low: float, high: float) -> str:
@@ -81,15 +95,14 @@ def print_nodes(plans: dict[int, Plan], console: Console) -> None:
         speed, row = plan.speed, plan_rows([plan])[0]
         table.add_row(
             str(nodes),
-            f"{row.stages} x {row.replicas}, ZeRO {row.zero_stage}, {row.num_micro_batches} x {row.micro_batch}"
-            + (", recompute" if row.recompute else ""),
+            _layout(row),
             between(row.step_low_s, row.step_high_s),
             f"{row.mfu:.1%}",
             f"{row.memory_gib:.1f}",
             f"{row.gpu_hours:,.0f}",
             between(row.days * (1 - speed.spread), row.days * (1 + speed.spread)),
         )
-    console.print(table)
+    console.print(table, width=max(console.width, _WIDTH), crop=False)
 
 
 def write_figure(plans: dict[int, Plan], path: Path, *, title: str) -> None:

@@ -184,6 +184,12 @@ def node_counts(limit: int) -> list[int]:
     return [count for count in counts if count <= limit]
 
 
+def plot_counts(nodes: int) -> list[int]:
+    """List numbers of nodes around one, an eighth to eight times as many: what a picture shows."""
+    around = {max(1, round(nodes * step * 2**power)) for power in range(-3, 4) for step in (1, 1.5)}
+    return sorted(count for count in around if count <= 8 * nodes)
+
+
 def scan_nodes(
     cfg: RunConfig, counts: Sequence[int], *, hardware: Hardware, calibration: Calibration = UNCALIBRATED
 ) -> dict[int, Plan]:

@@ -116,8 +116,9 @@ def step_time(shape: Shape, layout: Layout, shares: Sequence[StageShare], *, on:
 
 def _slot(shape: Shape, layout: Layout, share: StageShare, block: BlockTime, head_s: float, *, on: Conditions) -> _Slot:
     parameters = share.parameters(shape)
-    adds_up = on.stack.sums_in_fp32 and layout.num_micro_batches > 1 and layout.zero_stage < 2
-    sums_s = parameters * _SUM_BYTES / on.hardware.memory_bytes_per_s if adds_up else 0.0
+    adds_up = on.stack.sums_in_fp32 and layout.num_micro_batches > 1
+    summed = parameters / (layout.replicas if layout.zero_stage >= 2 else 1)
+    sums_s = summed * _SUM_BYTES / on.hardware.memory_bytes_per_s if adds_up else 0.0
     if layout.zero_stage == 3:
         sums_s += parameters * _COPY_BYTES / on.hardware.memory_bytes_per_s
     busy_s = share.blocks * block.total_s + head_s + sums_s

@@ -13,7 +13,7 @@ from toolkit.plan.figure import draw_plans
 from toolkit.plan.hardware import CPU, find_hardware
 from toolkit.plan.proposal import plan_of
 from toolkit.plan.report import plan_dict, plan_rows, verdict
-from toolkit.plan.search import Wish, find_nodes, node_counts, rank_plans, resolve, scan_nodes
+from toolkit.plan.search import Wish, find_nodes, node_counts, plot_counts, rank_plans, resolve, scan_nodes
 
 H100 = find_hardware("h100")
 
@@ -139,6 +139,8 @@ def test_a_plan_as_values_adds_up() -> None:
 def test_the_picture_is_whole_and_names_each_plan() -> None:
     from xml.dom.minidom import parseString
 
+    assert plot_counts(8) == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64]
+    assert plot_counts(1)[:3] == [1, 2, 3]
     plans = scan_nodes(config(), [1, 2, 4, 8, 16], hardware=H100)
     document = parseString(draw_plans(plans, title="7b & more"))
     titles = [node.firstChild.data for node in document.getElementsByTagName("title")]
