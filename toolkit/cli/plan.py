@@ -17,14 +17,14 @@ from toolkit.plan.proposal import Plan
 from toolkit.plan.report import PlanRow, plan_dict, plan_rows, plan_text
 
 _SHOWN = 10
-_WIDTH = 100  # columns that a table needs; a narrower terminal wraps its lines
+_WIDTH = 105  # columns that a table needs; a narrower terminal wraps its lines
 _STYLES = {"fits": "", "tight": "yellow", "refused": "red"}
 
 
 def print_plans(plans: Sequence[Plan], console: Console) -> None:
     """Print the ten best layouts as a table, what limits each, then the plan of the first."""
     rows = plan_rows(plans[:_SHOWN])
-    console.print(_table(rows, plans[0]), width=max(console.width, _WIDTH), crop=False)
+    _widen(console).print(_table(rows, plans[0]))
     console.print("what limits each, and what would relax it:")
     for number, row in enumerate(rows, 1):
         console.print(f"{number:>2}  {row.limit}: {row.remedy}", markup=False)
@@ -32,6 +32,11 @@ def print_plans(plans: Sequence[Plan], console: Console) -> None:
     if left > 0:
         console.print(f"{left} more layouts fit")
     console.print("the first:\n" + plan_text(plans[0]), end="", markup=False)
+
+
+def _widen(console: Console) -> Console:
+    """Give a console on which a table is not cut."""
+    return console if console.width >= _WIDTH else Console(file=console.file, width=_WIDTH, highlight=False)
 
 
 def plans_dict(plans: Sequence[Plan]) -> dict[str, Any]:
@@ -102,7 +107,7 @@ def print_nodes(plans: dict[int, Plan], console: Console) -> None:
             f"{row.gpu_hours:,.0f}",
             between(row.days * (1 - speed.spread), row.days * (1 + speed.spread)),
         )
-    console.print(table, width=max(console.width, _WIDTH), crop=False)
+    _widen(console).print(table)
 
 
 def write_figure(plans: dict[int, Plan], path: Path, *, title: str) -> None:
