@@ -21,8 +21,8 @@ UNSTEADY_RULE = (
 OUTLIER_FACTOR = 2.5
 OUTLIER_RULE = (
     f"a run with pp > 1 whose step takes more than {OUTLIER_FACTOR} times that of the fastest run of the same model "
-    "on the same nodes is an outlier: no layout alone explains it (frozen before the model was made; the model is "
-    "not asked)"
+    "on the same nodes is an outlier: no layout alone explains it (set after a look at all rows and a first guess at "
+    "their times, before any coefficient was fitted to them, and not changed since; the model is not asked)"
 )
 
 # One kernel for each norm, no rotary positions; norms and rotation written out in fp32: 2 x 32 + 36 bytes.
@@ -352,9 +352,11 @@ def nanotron_shares(shape: Shape, stages: int) -> tuple[tuple[StageShare, ...], 
     """Deal layers as nanotron does: the next stage begins where the running cost passes its share.
 
     A piece moves on by one stage at most; behind the head come a cast and the loss, without weights. More than one
-    stage without weights does not start.
+    stage without weights is taken not to start: it agrees with all runs that had room.
 
-    Source: huggingface/nanotron, models/base.py, build_model.
+    Source: the runs themselves. huggingface/nanotron, src/nanotron/models/base.py, build_model, deals by the same
+    limits, but its public versions move on behind the piece that passes one, not before it; with that order the step
+    times of 1 to 4 nodes are met within 4 to 5 % (median), with this one within 1 to 3 %.
     """
     head = float(shape.table_parameters)
     hidden = shape.hidden_size
