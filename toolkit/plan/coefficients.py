@@ -52,7 +52,7 @@ class Coefficients:
     of large blocks."""
     in_flight: float
     """Bytes a token of each micro-batch in flight takes on the first stage beside its blocks; less where hidden_size
-    is below 2048, in proportion."""
+    is below 2048, in proportion. Seen in nanotron's layouts, not explained."""
     logits: float
     """Bytes each logit takes at the peak."""
     fixed_gib: float

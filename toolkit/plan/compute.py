@@ -120,7 +120,7 @@ def _attention(shape: Shape, layout: Layout, *, on: Conditions) -> tuple[float, 
     )
     head_dim = shape.hidden_size / shape.num_attention_heads
     ramp = on.fitted.attention_ramp if on.hardware.is_gpu else 0.0
-    # heads narrower than 128 fill the tensor cores worse: Dao 2023, figure 4 (64: about 0.9 of 128)
+    # assumption: heads narrower than 128 fill the tensor cores worse, those of 64 by about a tenth
     rate *= min(1.0, head_dim / 128) ** 0.15 / (1.0 + ramp / seq_len)
     return 2.0 * products / rate, 5.0 * products / rate
 

@@ -50,7 +50,7 @@ FITTED = Coefficients(
     # wastes more of large blocks.
     activations_growth=0.7438,  # prior 0.3 x/ 2.72
     # Bytes a token of each micro-batch in flight takes on the first stage beside its blocks; less where
-    # hidden_size is below 2048, in proportion.
+    # hidden_size is below 2048, in proportion. Seen in nanotron's layouts, not explained.
     in_flight=140900.0,  # prior 50000 x/ 2.72
     # Bytes each logit takes at the peak.
     logits=9.339,  # prior 10 x/ 1.35

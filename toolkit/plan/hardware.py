@@ -102,8 +102,9 @@ _A100 = replace(
 # Source of peaks, memory and links: the vendors' data sheets (dense 16-bit matrix rate, fp32 without TF32).
 # Memory is what the driver leaves to programs of the 16, 32, 40, 80 ... GB that the sheet names.
 # Source of matmul_part: Bekman, ml-engineering, "Maximum Achievable Matmul FLOPS"; V100: 100 of 125, assumption.
-# Source of attention_part: Dao 2023, arXiv:2307.08691, figure 5 (A100: 196 TFLOP/s at head 128, causal, 16k) and
-# figure 6 (H100: about 350); others in proportion to H100, assumption. launch_s: assumption.
+# attention_part: assumption, about what figures 4 to 6 of Dao 2023, arXiv:2307.08691, show for heads of 128, causal,
+# long samples, forward and backward (A100: near 0.6 of the peak, H100: near 0.35); others in proportion to H100.
+# launch_s: assumption.
 _TABLE = {
     "v100": replace(
         _A100,
