@@ -3,8 +3,8 @@
 Any files of these columns will do; a row that lacks what a prediction needs is left out and counted, one that lacks
 the batch or the vocabulary is predicted with an assumed one and counted too. The coefficients are the committed ones.
 With --held-out they are fitted anew, for each source to all the other sources, and for layouts to small numbers of
-nodes, and only what was left out is scored. The form of the model was chosen with all rows of these two files in view, though, so
-only a file that nobody has seen tells what the planner is worth.
+nodes, and only what was left out is scored. The form of the model was chosen with all rows of the two files it is
+fitted to in view, though: only a file that nobody has seen tells what the planner is worth.
 """
 
 import argparse
