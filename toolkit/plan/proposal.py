@@ -19,6 +19,8 @@ WARN_ABOVE = 0.88
 REFUSE_ABOVE = 0.95
 """Part of a device's memory above which a layout is refused."""
 
+_AUTO_INTERVAL_S = 1800.0  # assumption: save_every=auto is decided by failures and saves that are not known yet
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Speed:
@@ -171,8 +173,9 @@ def _speed(
     peak = hardware.peak_fp32_flops if layout.precision == "fp32" else hardware.peak_bf16_flops
     tokens_per_s = cfg.batch.tokens_per_step / step_s
     rank_rate = tokens_per_s / (layout.world_size * peak)
-    saves = cfg.num_steps // cfg.checkpoint.save_every + 1
-    run_s = step_s * cfg.num_steps + saves * saving_s(max(stage.states_bytes for stage in memory))
+    every = cfg.checkpoint.save_every
+    saves = step_s * cfg.num_steps / _AUTO_INTERVAL_S if every == "auto" else cfg.num_steps / every
+    run_s = step_s * cfg.num_steps + (saves + 1) * saving_s(max(stage.states_bytes for stage in memory))
     return Speed(
         step_s=step_s,
         spread=calibration.spread,
