@@ -49,19 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m toolkit", description="Submit training runs and look after them.")
     verbs = parser.add_subparsers(required=True, metavar="VERB", title="verbs")
     _add_submit(verbs)
-    plan = _add(verbs, "plan", _plan, "say what a run would need and how fast it would go; submits nothing")
-    _add_config_arguments(plan)
-    plan.add_argument("--name", metavar="NAME", help="name of the run")
-    plan.add_argument(
-        "--gpu", metavar="KIND", help="kind of GPU to plan for: h100, a100-40, ... (default: the cluster's)"
-    )
-    plan.add_argument(
-        "--deadline", type=parse_seconds, metavar="T", help="find the fewest nodes that finish in time: 36h, 5d"
-    )
-    plan.add_argument("--budget", type=float, metavar="H", help="find the nodes that finish soonest for H GPU-hours")
-    plan.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw time and memory over numbers of nodes")
-    plan.add_argument("--calibration", action="store_true", help="show what plans here are corrected by")
-    _add_json(plan)
+    _add_plan(verbs)
     status = _add(verbs, "status", _status, "show runs, or one run: job, attempts, progress, what went wrong")
     status.add_argument("run", nargs="?", help="name of a run (default: list all)")
     _add_json(status)
@@ -119,6 +107,22 @@ def _add_submit_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--follow", action="store_true", help="show progress until the job ends; Ctrl-C leaves it running"
     )
+
+
+def _add_plan(verbs: Any) -> None:
+    plan = _add(verbs, "plan", _plan, "say what a run would need and how fast it would go; submits nothing")
+    _add_config_arguments(plan)
+    plan.add_argument("--name", metavar="NAME", help="name of the run")
+    plan.add_argument(
+        "--gpu", metavar="KIND", help="kind of GPU to plan for: h100, a100-40, ... (default: the cluster's)"
+    )
+    plan.add_argument(
+        "--deadline", type=parse_seconds, metavar="T", help="find the fewest nodes that finish in time: 36h, 5d"
+    )
+    plan.add_argument("--budget", type=float, metavar="H", help="find the nodes that finish soonest for H GPU-hours")
+    plan.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw time and memory over numbers of nodes")
+    plan.add_argument("--calibration", action="store_true", help="show what plans here are corrected by")
+    _add_json(plan)
 
 
 def _add_config_arguments(verb: argparse.ArgumentParser) -> None:
