@@ -10,13 +10,16 @@ from typing import Any
 from rich.console import Console
 
 from toolkit.cli import nodes, show
+from toolkit.cli import plan as planning
 from toolkit.cluster.base import JobState
-from toolkit.config.load import Loaded, find_profile, load_config
+from toolkit.config.load import Loaded, find_profile, load_config, parse_seconds
 from toolkit.errors import EXIT_DONE, RunError, ToolkitError
 from toolkit.launch import submit
+from toolkit.launch.planning import Site, plan_over_nodes, rank_layouts, read_site
 from toolkit.launch.snapshot import checkout_dir
 from toolkit.monitor.sinks import sync_wandb
-from toolkit.plan.search import plan_dict, plan_text
+from toolkit.plan.report import plan_text
+from toolkit.plan.search import Wish
 from toolkit.rundir import RunDir
 
 console = Console(soft_wrap=True, highlight=False)
@@ -46,10 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m toolkit", description="Submit training runs and look after them.")
     verbs = parser.add_subparsers(required=True, metavar="VERB", title="verbs")
     _add_submit(verbs)
-    plan = _add(verbs, "plan", _plan, "say what a run would need and how fast it would go; submits nothing")
-    _add_config_arguments(plan)
-    plan.add_argument("--name", metavar="NAME", help="name of the run")
-    _add_json(plan)
+    _add_plan(verbs)
     status = _add(verbs, "status", _status, "show runs, or one run: job, attempts, progress, what went wrong")
     status.add_argument("run", nargs="?", help="name of a run (default: list all)")
     _add_json(status)
@@ -109,6 +109,22 @@ def _add_submit_arguments(verb: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_plan(verbs: Any) -> None:
+    plan = _add(verbs, "plan", _plan, "say what a run would need and how fast it would go; submits nothing")
+    _add_config_arguments(plan)
+    plan.add_argument("--name", metavar="NAME", help="name of the run")
+    plan.add_argument(
+        "--gpu", metavar="KIND", help="kind of GPU to plan for: h100, a100-40, ... (default: the cluster's)"
+    )
+    plan.add_argument(
+        "--deadline", type=parse_seconds, metavar="T", help="find the fewest nodes that finish in time: 36h, 5d"
+    )
+    plan.add_argument("--budget", type=float, metavar="H", help="find the nodes that finish soonest for H GPU-hours")
+    plan.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw time and memory over numbers of nodes")
+    plan.add_argument("--calibration", action="store_true", help="show what plans here are corrected by")
+    _add_json(plan)
+
+
 def _add_config_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("config", nargs="?", help="configuration (default: configs/default.yaml)")
     verb.add_argument("settings", nargs="*", metavar="key.path=value", help="change a value, e.g. optim.peak_lr=2e-4")
@@ -142,10 +158,14 @@ def _sort_words(asked: argparse.Namespace, words: Sequence[str], parser: argpars
 
 def _load(asked: argparse.Namespace) -> Loaded:
     configs_dir = checkout_dir() / "configs"
-    profile = find_profile(os.environ, home=Path.home(), profiles_dir=configs_dir / "clusters")
+    profile = _profile()
     file = Path(asked.config) if asked.config else configs_dir / "default.yaml"
     name = [] if asked.name is None else [f"run.name={asked.name}"]
     return load_config(file, overrides=[*asked.settings, *_job_settings(asked), *name], profile=profile)
+
+
+def _profile() -> Path | None:
+    return find_profile(os.environ, home=Path.home(), profiles_dir=checkout_dir() / "configs" / "clusters")
 
 
 def _job_settings(asked: argparse.Namespace) -> list[str]:
@@ -154,19 +174,20 @@ def _job_settings(asked: argparse.Namespace) -> list[str]:
         "cluster.gpus_per_node": asked.gpus_per_node,
         "cluster.time_limit": asked.time,
         "cluster.partition": asked.partition,
+        "cluster.gpu_type": getattr(asked, "gpu", None),
     }
     return [f"{key}={value}" for key, value in pairs.items() if value is not None]
 
 
 def _submit(asked: argparse.Namespace) -> None:
-    _hand_in(submit.prepare_request(_load(asked)), asked)
+    _hand_in(submit.prepare_request(_load(asked), _site()), asked)
 
 
 def _resume(asked: argparse.Namespace) -> None:
     run_dir = _find(asked)
     settings = [*asked.settings, *_job_settings(asked)]
     loaded = load_config(run_dir.asked_path, overrides=settings, profile=None)  # it was applied at the first submit
-    _hand_in(submit.prepare_request(loaded), asked)
+    _hand_in(submit.prepare_request(loaded, _site()), asked)
 
 
 def _hand_in(request: submit.Request, asked: argparse.Namespace) -> None:
@@ -192,12 +213,27 @@ def _hand_in(request: submit.Request, asked: argparse.Namespace) -> None:
         console.print(f"follow it: python -m toolkit logs {request.run_dir.name} --follow")
 
 
+def _site() -> Site:
+    profile = _profile()
+    return read_site(profile.parent if profile is not None else Path.home() / ".config" / "toolkit")
+
+
 def _plan(asked: argparse.Namespace) -> None:
-    plan = submit.prepare_plan(_load(asked))
+    cfg, site = submit.fill_for_plan(_load(asked)), _site()
+    if asked.calibration:
+        hardware = site.find_hardware(cfg.cluster.gpu_type)
+        planning.print_calibration(site.calibrate(hardware), console, gpu=hardware.name)
+        return
+    wishes = asked.deadline is not None or asked.budget is not None
+    wish = Wish(deadline_s=asked.deadline, budget_gpu_hours=asked.budget) if wishes else None
+    plans = rank_layouts(cfg, site, wish=wish)
     if asked.json:
-        show.print_json(plan_dict(plan))
+        show.print_json(planning.plans_dict(plans))
     else:
-        print(plan_text(plan), end="")
+        planning.print_plans(plans, console)
+    if asked.plot is not None:
+        over_nodes = plan_over_nodes(plans[0].cfg if wish else cfg, site)
+        planning.write_figure(over_nodes, asked.plot, title=cfg.run.name)
 
 
 def _status(asked: argparse.Namespace) -> None:

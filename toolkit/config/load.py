@@ -232,7 +232,7 @@ def _parse(node: yaml.Node, declared: Any) -> Any:
     if get_origin(declared) is Annotated:
         base, *marks = get_args(declared)
         seconds = any(isinstance(mark, Seconds) for mark in marks)
-        value = _parse_seconds(_text(node)) if seconds else _parse(node, base)
+        value = parse_seconds(_text(node)) if seconds else _parse(node, base)
         for mark in marks:
             _check_range(value, mark)
         return value
@@ -293,7 +293,8 @@ def _parse_scalar(text: str, declared: Any) -> Any:
     return number
 
 
-def _parse_seconds(text: str) -> int:
+def parse_seconds(text: str) -> int:
+    """Read a time as it may be written in a configuration; ValueError says what is wrong."""
     unit = re.fullmatch(r"(\d+)\s*([smhd]?)", text)
     if unit:
         return int(unit[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[unit[2]]

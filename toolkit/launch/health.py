@@ -81,7 +81,7 @@ def ask_of_run(cfg: RunConfig, *, place: Place, environ: Mapping[str, str], is_c
         urls=tuple(dict.fromkeys(url for url in named if url is not None and not storage.is_local(url))),
         gpus_per_node=_count_gpus(place, environ, is_cuda=is_cuda),
         peak_flops=hardware.peak_bf16_flops if hardware else None,
-        network_bytes_per_s=hardware.network_bytes_per_s if hardware else None,
+        network_bytes_per_s=hardware.network.bytes_per_s / hardware.gpus_per_node if hardware else None,
         copy_bytes=_COPY_BYTES if place.cluster == "slurm" else _COPY_BYTES // 2,
         limits=cfg.health.limits,
     )
@@ -136,7 +136,7 @@ def _ask_of_job(root: Path, place: Place, environ: Mapping[str, str], limits: Se
         urls=tuple((environ.get("HEALTH_URLS") or "").split()),
         gpus_per_node=_count_gpus(place, environ, is_cuda=is_cuda),
         peak_flops=hardware.peak_bf16_flops if hardware else None,
-        network_bytes_per_s=hardware.network_bytes_per_s if hardware else None,
+        network_bytes_per_s=hardware.network.bytes_per_s / hardware.gpus_per_node if hardware else None,
         copy_bytes=_COPY_BYTES,
         test_pairs=True,
         limits={name: float(number) for name, _, number in pairs},

@@ -17,9 +17,9 @@ from toolkit.errors import ClusterError, ConfigError, Problem, RunError, Storage
 from toolkit.launch.gate import check_data, check_partition, check_places, refuse_foreign_checkpoint
 from toolkit.launch.ledger import JobRecord, find_job_record, read_attempts, write_job_record
 from toolkit.launch.nodes import NodeLedger, choose_exclusions
+from toolkit.launch.planning import Site
 from toolkit.launch.prepare import PreparationJobs, ask_for, name_dataset, plan_jobs, stands, submit_jobs
 from toolkit.launch.snapshot import freeze_code
-from toolkit.plan.hardware import find_hardware
 from toolkit.plan.search import Plan, plan_text, resolve
 from toolkit.rundir import RunDir
 
@@ -48,8 +48,12 @@ def state_dir(root: Path) -> Path:
     return root.absolute() / ".cluster"
 
 
-def prepare_request(loaded: Loaded) -> Request:
+def prepare_request(loaded: Loaded, site: Site) -> Request:
     """Check everything and plan the run; writes nothing.
+
+    Args:
+        loaded: the configuration.
+        site: what the site knows of its devices and of earlier runs.
 
     Raises:
         ConfigError: with all mistakes that can be found before the queue.
@@ -60,7 +64,8 @@ def prepare_request(loaded: Loaded) -> Request:
     cfg, partition = _fill(loaded, cluster.limits(), checks=(check_data, check_places))
     run_dir = RunDir(Path(cfg.run.root) / cfg.run.name)
     refuse_live(run_dir)
-    plan = resolve(cfg, hardware=find_hardware(cfg.cluster.gpu_type))
+    hardware = site.find_hardware(cfg.cluster.gpu_type)
+    plan = resolve(cfg, hardware=hardware, calibration=site.calibrate(hardware))
     refuse_foreign_checkpoint(plan.cfg, run_dir)
     left_out = _leave_out(plan.cfg, cluster)
     spec = _make_spec(plan.cfg, run_dir, partition)
@@ -98,11 +103,11 @@ def _plan_preparation(cfg: RunConfig, partition: PartitionLimits) -> Preparation
     )
 
 
-def prepare_plan(loaded: Loaded) -> Plan:
-    """Plan a run without asking for its data or directory: for a look ahead on any machine."""
+def fill_for_plan(loaded: Loaded) -> RunConfig:
+    """Fill in the cluster without asking for a run's data or directory: for a look ahead on any machine."""
     cluster = open_cluster(loaded.config.cluster.scheduler, state_dir=state_dir(Path(loaded.config.run.root)))
     cfg, _ = _fill(loaded, cluster.limits(), checks=())
-    return resolve(cfg, hardware=find_hardware(cfg.cluster.gpu_type))
+    return cfg
 
 
 def carry_out(request: Request) -> str:

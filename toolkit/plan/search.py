@@ -1,87 +1,94 @@
-"""Fills what the user left open with the fastest layout that fits."""
+"""Fills what the user left open with the fastest layout that fits, or finds the nodes that a deadline needs."""
 
-import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from toolkit.config.schema import RunConfig
 from toolkit.errors import ConfigError, Problem
-from toolkit.plan.costs import LayerCost, layer_costs, num_parameters
+from toolkit.plan.advice import find_mistakes, no_division, open_fields, too_large
+from toolkit.plan.calibration import UNCALIBRATED, Calibration
+from toolkit.plan.costs import layer_costs
 from toolkit.plan.hardware import Hardware
-from toolkit.plan.memory import StageMemory, stage_memory
-from toolkit.plan.speed import UNCERTAINTY, Speed, estimate_speed
+from toolkit.plan.proposal import Plan as Plan
+from toolkit.plan.proposal import make_plan
+from toolkit.plan.report import plan_dict as plan_dict  # others take all they need of a plan from here
+from toolkit.plan.report import plan_text as plan_text
 from toolkit.plan.split import split_layers
 
-USABLE = 0.88  # of a device's memory: above that the allocator thrashes
-_MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64)
-_GROWTH = tuple(2**power for power in range(1, 11))  # times the nodes, tried for a remedy
-_WIDTH = 100  # columns of the text
+_LARGEST_MICRO_BATCH = 64
+_ALIKE = 0.02  # layouts whose steps differ by less are taken for equally fast
+_BEYOND = 12  # numbers of nodes in a row that a budget does not pay for, before the search ends
+_GROWTH = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)  # times the nodes, tried for a remedy
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
-    """A configuration with nothing open, and what is expected of it."""
+class Wish:
+    """What nodes are to be found for; None: no limit."""
 
-    cfg: RunConfig
-    boundaries: tuple[int, ...]
-    memory: tuple[StageMemory, ...]
-    speed: Speed
-    hardware: Hardware
-    notes: tuple[str, ...]
-
-    @property
-    def num_micro_batches(self) -> int:
-        """Count the micro-batches of a step on each replica."""
-        return self.cfg.samples_per_step // ((self.cfg.batch.micro_batch or 1) * self.cfg.replicas)
-
-    @property
-    def fits(self) -> bool:
-        """Whether the fullest stage leaves enough memory free."""
-        limit = self.hardware.memory_bytes
-        return limit is None or max(stage.total_bytes for stage in self.memory) <= USABLE * limit
+    deadline_s: float | None = None
+    """The run must take no longer, waiting in queues not counted."""
+    budget_gpu_hours: float | None = None
+    max_nodes: int = 4096
 
 
-def resolve(cfg: RunConfig, *, hardware: Hardware) -> Plan:
+def resolve(cfg: RunConfig, *, hardware: Hardware, calibration: Calibration = UNCALIBRATED) -> Plan:
     """Choose stages, ZeRO, micro-batch and recompute where they are None.
 
     Args:
         cfg: with `cluster.gpus_per_node` set, and free of the mistakes that `check_config` finds.
         hardware: what the ranks run on.
+        calibration: what was measured there.
 
     Raises:
-        ConfigError: no layout works; the text says what would.
+        ConfigError: no layout works; the text names the nearest one, what it lacks, and what would fit.
     """
-    problems = _mistakes(cfg)
+    best = rank_plans(cfg, hardware=hardware, calibration=calibration)[0]
+    chosen = [key for key, value in open_fields(cfg).items() if value is None]
+    notes = [f"chosen by the planner: {', '.join(chosen)}" if chosen else "nothing was left open"]
+    if not best.is_roomy:
+        notes.append(
+            f"{best.memory_part:.0%} of device memory: above 88% allocators thrash, runs were measured to be 2.6 to "
+            "10 times slower"
+        )
+    return replace(best, notes=tuple(notes))
+
+
+def rank_plans(
+    cfg: RunConfig, *, hardware: Hardware, calibration: Calibration = UNCALIBRATED, limit: int | None = None
+) -> list[Plan]:
+    """Give all layouts that are not refused, the best first: roomy before tight, fast before slow.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    problems = find_mistakes(cfg)
     if problems:
         raise ConfigError(problems)
-    plans = _plans(cfg, hardware)
+    plans = list_plans(cfg, hardware=hardware, calibration=calibration)
     if not plans:
-        raise ConfigError([_no_division(cfg)])
+        raise ConfigError([no_division(cfg)])
     fitting = [plan for plan in plans if plan.fits]
     if not fitting:
-        raise ConfigError([_too_large(cfg, min(plans, key=_fullest), hardware)])
+        leanest = min(plans, key=lambda plan: plan.fullest_bytes)
+        raise ConfigError([too_large(cfg, leanest, _ways_out(cfg, leanest, hardware, calibration))])
     if hardware.memory_bytes is None:
         # Nothing but the bubble bounds the micro-batch of a pipeline on CPU: keep it small where that is free.
-        filled = [plan for plan in fitting if _is_filled(plan)]
-        fitting = filled or fitting
-    # The least that is needed wins among equals: no recompute, low ZeRO, few stages.
-    best = min(fitting, key=lambda plan: (round(plan.speed.step_s, 6), *_effort(plan.cfg)))
-    chosen = [key for key, value in _open_fields(cfg).items() if value is None]
-    notes = (f"chosen by the planner: {', '.join(chosen)}",) if chosen else ("nothing was left open",)
-    return replace(best, notes=notes)
+        fitting = [plan for plan in fitting if _is_filled(plan)] or fitting
+    return _order(fitting)[:limit]
 
 
-def _open_fields(cfg: RunConfig) -> dict[str, Any]:
-    return {
-        "parallel.stages": cfg.parallel.stages,
-        "parallel.zero_stage": cfg.parallel.zero_stage,
-        "parallel.recompute": cfg.parallel.recompute,
-        "batch.micro_batch": cfg.batch.micro_batch,
-    }
+def _order(plans: Sequence[Plan]) -> list[Plan]:
+    """Sort; of the fastest that are as good as equal, the one that takes the least comes first."""
+    ordered = sorted(plans, key=lambda plan: (not plan.is_roomy, plan.speed.step_s, effort(plan.cfg)))
+    edge = ordered[0].speed.step_s * (1 + _ALIKE)
+    alike = [plan for plan in ordered if plan.speed.step_s <= edge and plan.is_roomy == ordered[0].is_roomy]
+    first = min(alike, key=lambda plan: (*effort(plan.cfg), plan.speed.step_s))
+    return [first, *(plan for plan in ordered if plan is not first)]
 
 
-def _plans(cfg: RunConfig, hardware: Hardware) -> list[Plan]:
+def list_plans(cfg: RunConfig, *, hardware: Hardware, calibration: Calibration = UNCALIBRATED) -> list[Plan]:
+    """Reckon every layout that the configuration leaves open, also those that do not fit."""
     costs = layer_costs(cfg.model, seq_len=cfg.data.seq_len)
     splits: dict[int, tuple[int, ...]] = {}  # many candidates share their number of stages
     plans = []
@@ -89,25 +96,18 @@ def _plans(cfg: RunConfig, hardware: Hardware) -> list[Plan]:
         stages = candidate.parallel.stages or 1
         if stages not in splits:
             splits[stages] = split_layers(costs, stages=stages, split_by=cfg.parallel.split_by)
-        plans.append(_plan(candidate, costs, splits[stages], hardware))
+        plans.append(make_plan(candidate, splits[stages], hardware=hardware, calibration=calibration))
     return plans
 
 
-def _is_filled(plan: Plan) -> bool:
-    stages = plan.cfg.parallel.stages or 1
-    return stages == 1 or plan.num_micro_batches >= 2 * stages
-
-
 def _candidates(cfg: RunConfig) -> Iterator[RunConfig]:
-    world, blocks = cfg.world_size, cfg.model.num_hidden_layers
-    given = cfg.parallel
-    for stages in [given.stages] if given.stages else range(1, min(world, blocks) + 1):
+    world, given = cfg.world_size, cfg.parallel
+    most = min(world, cfg.model.num_hidden_layers)  # a stage without a block only waits
+    for stages in [given.stages] if given.stages else [n for n in range(1, most + 1) if world % n == 0]:
         if world % stages or (stages > 1 and (given.zero_stage or 0) >= 2):
             continue
         zeros = [given.zero_stage] if given.zero_stage is not None else [1, 2, 3] if stages == 1 else [1]
-        for micro_batch in [cfg.batch.micro_batch] if cfg.batch.micro_batch else _MICRO_BATCHES:
-            if cfg.samples_per_step % (micro_batch * (world // stages)):
-                continue
+        for micro_batch in _micro_batches(cfg, replicas=world // stages):
             for zero_stage in zeros:
                 for recompute in [given.recompute] if given.recompute is not None else [False, True]:
                     parallel = replace(given, stages=stages, zero_stage=zero_stage, recompute=recompute)
@@ -115,138 +115,171 @@ def _candidates(cfg: RunConfig) -> Iterator[RunConfig]:
                     yield replace(cfg, parallel=parallel, batch=batch)
 
 
-def _plan(cfg: RunConfig, costs: tuple[LayerCost, ...], boundaries: tuple[int, ...], hardware: Hardware) -> Plan:
-    count = cfg.samples_per_step // ((cfg.batch.micro_batch or 1) * cfg.replicas)
-    memory = stage_memory(cfg, costs, boundaries, num_micro_batches=count)
-    speed = estimate_speed(cfg, costs, boundaries, num_micro_batches=count, hardware=hardware)
-    return Plan(cfg=cfg, boundaries=boundaries, memory=memory, speed=speed, hardware=hardware, notes=())
+def _micro_batches(cfg: RunConfig, *, replicas: int) -> list[int]:
+    each, rest = divmod(cfg.samples_per_step, replicas)
+    if rest or not each:
+        return []
+    if cfg.batch.micro_batch:
+        return [] if each % cfg.batch.micro_batch else [cfg.batch.micro_batch]
+    return [size for size in range(1, min(each, _LARGEST_MICRO_BATCH) + 1) if each % size == 0]
 
 
-def _effort(cfg: RunConfig) -> tuple[int, int, int, int]:
+def _is_filled(plan: Plan) -> bool:
+    return plan.layout.stages == 1 or plan.num_micro_batches >= 2 * plan.layout.stages
+
+
+def effort(cfg: RunConfig) -> tuple[int, int, int, int]:
+    """Say how much a layout asks for: recompute, ZeRO, stages, and small micro-batches are the price of room."""
     parallel = cfg.parallel
-    return (
-        bool(parallel.recompute),
-        parallel.zero_stage or 0,
-        parallel.stages or 1,
-        -(cfg.batch.micro_batch or 1),
-    )
+    return bool(parallel.recompute), parallel.zero_stage or 0, parallel.stages or 1, -(cfg.batch.micro_batch or 1)
 
 
-def _fullest(plan: Plan) -> int:
-    return max(stage.total_bytes for stage in plan.memory)
-
-
-def _mistakes(cfg: RunConfig) -> list[Problem]:
-    """Find what no choice of the planner could mend."""
-    world, blocks, stages = cfg.world_size, cfg.model.num_hidden_layers, cfg.parallel.stages
-    problems = []
-    if stages is not None and (stages > blocks or world % stages):
-        works = ", ".join(str(n) for n in range(1, min(world, blocks) + 1) if world % n == 0)
-        what = f"parallel.stages={stages} with {blocks} blocks on {world} ranks"
-        rule = "every stage needs a block, and stages must divide the number of ranks"
-        problems.append(Problem(what, rule, f"set parallel.stages to one of {works}"))
-    if stages is not None and stages > 1 and (cfg.parallel.zero_stage or 0) >= 2:
-        what = f"parallel.zero_stage={cfg.parallel.zero_stage} cannot run with parallel.stages={stages}"
-        remedy = "set parallel.zero_stage=1 or parallel.stages=1"
-        problems.append(Problem(what, "DeepSpeed's pipeline engine takes ZeRO 0 or 1", remedy))
-    tokens, seq_len = cfg.batch.tokens_per_step, cfg.data.seq_len
-    if tokens % seq_len:
-        what = f"batch.tokens_per_step={tokens} with data.seq_len={seq_len}"
-        remedy = f"set batch.tokens_per_step={-(-tokens // seq_len) * seq_len}"
-        problems.append(Problem(what, "a step holds whole samples", remedy))
-    return problems
-
-
-def _no_division(cfg: RunConfig) -> Problem:
-    samples, world = cfg.samples_per_step, cfg.world_size
-    # The widest pipeline that is allowed has the fewest replicas, and so the weakest demand.
-    zero_needs_one = (cfg.parallel.zero_stage or 0) >= 2
-    widest = 1 if zero_needs_one else min(world, cfg.model.num_hidden_layers)
-    stages = cfg.parallel.stages or max(n for n in range(1, widest + 1) if world % n == 0)
-    unit = (cfg.batch.micro_batch or 1) * (world // stages)
-    tokens = -(-samples // unit) * unit * cfg.data.seq_len
-    micro_batch = f", micro_batch {cfg.batch.micro_batch}" if cfg.batch.micro_batch else ""
-    return Problem(
-        f"{samples} samples a step cannot be dealt to {world} ranks ({stages} stages{micro_batch})",
-        "samples a step must be a multiple of micro_batch x replicas",
-        f"set batch.tokens_per_step={tokens}, or use another number of nodes",
-    )
-
-
-def _too_large(cfg: RunConfig, leanest: Plan, hardware: Hardware) -> Problem:
-    need, have = _fullest(leanest) / 2**30, (hardware.memory_bytes or 0) / 2**30
-    return Problem(
-        f"the model does not fit: {need:.1f} GiB on the fullest stage of the leanest layout, {hardware.name}",
-        f"a rank may use {USABLE:.0%} of {have:.1f} GiB",
-        _way_out(cfg, hardware),
-    )
-
-
-def _way_out(cfg: RunConfig, hardware: Hardware) -> str:
-    """Name values that were tried and fit: first on the same nodes, then on more of them."""
-    free = replace(cfg.parallel, stages=None, zero_stage=None, recompute=None)
-    relaxed = replace(cfg, parallel=free, batch=replace(cfg.batch, micro_batch=None))
-    for factor in (1, *_GROWTH):
+def _ways_out(cfg: RunConfig, nearest: Plan, hardware: Hardware, calibration: Calibration) -> list[dict[str, Any]]:
+    """Find settings that fit: each open-able field alone first, all of them, then more nodes."""
+    fields = ("parallel.stages", "parallel.zero_stage", "parallel.recompute", "batch.micro_batch")
+    given = [field for field in fields if open_fields(cfg)[field] is not None]
+    found: list[dict[str, Any]] = []
+    for opened in [*([field] for field in given), given] if given else []:
+        best = _best_fitting(_open(cfg, opened), hardware, calibration)
+        if best is not None:
+            found.append({field: open_fields(best.cfg)[field] for field in opened if _differs(cfg, best.cfg, field)})
+    for factor in _GROWTH[1:]:
+        if found and len(found) > 2:
+            break
         nodes = cfg.cluster.nodes * factor
-        wider = replace(relaxed, cluster=replace(cfg.cluster, nodes=nodes))
-        fitting = [plan for plan in _plans(wider, hardware) if plan.fits]
-        if not fitting:
+        wider = replace(cfg, cluster=replace(cfg.cluster, nodes=nodes))
+        best = _best_fitting(wider, hardware, calibration) or _best_fitting(_open(wider, given), hardware, calibration)
+        if best is not None:
+            values = {field: open_fields(best.cfg)[field] for field in given if _differs(cfg, best.cfg, field)}
+            found.append({"cluster.nodes": nodes, **values})
+            break
+    return [values for n, values in enumerate(found) if values and values not in found[:n]]
+
+
+def _differs(one: RunConfig, other: RunConfig, field: str) -> bool:
+    return bool(open_fields(one)[field] != open_fields(other)[field])
+
+
+def _open(cfg: RunConfig, opened: Sequence[str]) -> RunConfig:
+    parallel = replace(
+        cfg.parallel,
+        stages=None if "parallel.stages" in opened else cfg.parallel.stages,
+        zero_stage=None if "parallel.zero_stage" in opened else cfg.parallel.zero_stage,
+        recompute=None if "parallel.recompute" in opened else cfg.parallel.recompute,
+    )
+    batch = replace(cfg.batch, micro_batch=None) if "batch.micro_batch" in opened else cfg.batch
+    return replace(cfg, parallel=parallel, batch=batch)
+
+
+def _best_fitting(cfg: RunConfig, hardware: Hardware, calibration: Calibration) -> Plan | None:
+    if find_mistakes(cfg):
+        return None
+    fitting = [plan for plan in list_plans(cfg, hardware=hardware, calibration=calibration) if plan.fits]
+    return _order(fitting)[0] if fitting else None
+
+
+def node_counts(limit: int) -> list[int]:
+    """List the numbers of nodes that are tried: all small ones, then coarser."""
+    counts = [*range(1, 17), *range(18, 65, 2), *range(72, 257, 8), *range(288, 1025, 32), *range(1152, 4097, 128)]
+    return [count for count in counts if count <= limit]
+
+
+def plot_counts(nodes: int) -> list[int]:
+    """List numbers of nodes around one, an eighth to eight times as many: what a picture shows."""
+    around = {max(1, round(nodes * step * 2**power)) for power in range(-3, 4) for step in (1, 1.5)}
+    return sorted(count for count in around if count <= 8 * nodes)
+
+
+def scan_nodes(
+    cfg: RunConfig, counts: Sequence[int], *, hardware: Hardware, calibration: Calibration = UNCALIBRATED
+) -> dict[int, Plan]:
+    """Give the best plan on each number of nodes, where there is one."""
+    found = {}
+    for nodes in counts:
+        best = _best_fitting(replace(cfg, cluster=replace(cfg.cluster, nodes=nodes)), hardware, calibration)
+        if best is not None:
+            found[nodes] = best
+    return found
+
+
+def find_nodes(cfg: RunConfig, wish: Wish, *, hardware: Hardware, calibration: Calibration = UNCALIBRATED) -> Plan:
+    """Find the fewest nodes that meet a deadline, or the fastest run that a budget pays for.
+
+    Both are reckoned at the slow end of the interval.
+
+    Raises:
+        ConfigError: nothing does; the text says which limits contradict each other, and what each alone would take.
+    """
+    plans: dict[int, Plan] = {}
+    beyond = 0
+    for nodes in node_counts(wish.max_nodes):
+        plans |= scan_nodes(cfg, [nodes], hardware=hardware, calibration=calibration)
+        if nodes not in plans:
             continue
-        found = min(fitting, key=lambda plan: (plan.speed.step_s, *_effort(plan.cfg))).cfg
-        values = {"cluster.nodes": nodes} if factor > 1 else {}
-        for key, was in _open_fields(cfg).items():
-            if was is not None and was != _open_fields(found)[key]:
-                values[key] = _open_fields(found)[key]
-        return "set " + ", ".join(f"{key}={str(value).lower()}" for key, value in values.items())
-    return "use a smaller model, a shorter data.seq_len, or devices with more memory"
+        if wish.deadline_s is not None and _takes(plans[nodes]) <= wish.deadline_s:
+            break
+        # Cost rises with nodes, but not at every one of them: some divide the batch badly.
+        beyond = beyond + 1 if _costs(plans[nodes]) > (wish.budget_gpu_hours or float("inf")) else 0
+        if wish.deadline_s is None and beyond == _BEYOND:
+            break
+    if not plans:
+        raise ConfigError(_no_nodes(cfg, wish, hardware, calibration))
+    cheap = {nodes: plan for nodes, plan in plans.items() if _costs(plan) <= (wish.budget_gpu_hours or float("inf"))}
+    quick = {nodes: plan for nodes, plan in plans.items() if _takes(plan) <= (wish.deadline_s or float("inf"))}
+    both = [nodes for nodes in plans if nodes in cheap and nodes in quick]
+    if not both:
+        raise ConfigError([_contradiction(plans, cheap, quick, wish)])
+    nodes = min(both) if wish.deadline_s is not None else min(both, key=lambda n: plans[n].speed.run_s)
+    words = " and ".join(
+        text
+        for text, limit in (("the deadline", wish.deadline_s), ("the budget", wish.budget_gpu_hours))
+        if limit is not None
+    )
+    which = "the fewest that meet" if wish.deadline_s is not None else "the fastest within"
+    return replace(
+        plans[nodes], notes=(f"{nodes} nodes: {which} {words or 'no limit'}, at the slow end of the interval",)
+    )
 
 
-def plan_text(plan: Plan) -> str:
-    """Write what is expected of a run, for people."""
-    cfg, speed = plan.cfg, plan.speed
-    spread = f"+-{UNCERTAINTY:.0%}, uncalibrated"
-    lines = [
-        f"model      {num_parameters(cfg.model):,} parameters, {cfg.model.num_hidden_layers} blocks",
-        f"layout     {cfg.parallel.stages} stages x {cfg.replicas} replicas on {cfg.cluster.nodes} nodes x "
-        f"{cfg.cluster.gpus_per_node} ranks ({plan.hardware.name}), ZeRO {cfg.parallel.zero_stage}, "
-        f"{cfg.parallel.precision}" + (", recompute" if cfg.parallel.recompute else ""),
-        f"batch      {cfg.batch.tokens_per_step:,} tokens = {cfg.samples_per_step} samples of {cfg.data.seq_len}: "
-        f"{cfg.replicas} replicas x {plan.num_micro_batches} micro-batches of {cfg.batch.micro_batch}",
-        f"run        {cfg.run.tokens:,} tokens in {cfg.num_steps:,} steps",
-    ]
-    for stage, (memory, first, last) in enumerate(zip(plan.memory, plan.boundaries, plan.boundaries[1:], strict=False)):
-        lines.append(
-            f"stage {stage}    layers {first}-{last - 1}: {memory.total_bytes / 2**30:.2f} GiB a rank "
-            f"(states {memory.states_bytes / 2**30:.2f}, activations {memory.activations_bytes / 2**30:.2f})"
+def _takes(plan: Plan) -> float:
+    return plan.speed.run_s * (1 + plan.speed.spread)
+
+
+def _costs(plan: Plan) -> float:
+    return plan.speed.gpu_hours * (1 + plan.speed.spread)
+
+
+def _no_nodes(cfg: RunConfig, wish: Wish, hardware: Hardware, calibration: Calibration) -> Sequence[Problem]:
+    """Say why no number of nodes works, as it is said of one number."""
+    try:
+        rank_plans(cfg, hardware=hardware, calibration=calibration)
+    except ConfigError as error:
+        return error.problems
+    what = f"{cfg.cluster.nodes} nodes would do, but not one of at most {wish.max_nodes} nodes is tried"
+    return [Problem(what, "a number of nodes must be allowed", "raise the largest number of nodes")]
+
+
+def _contradiction(plans: dict[int, Plan], cheap: dict[int, Plan], quick: dict[int, Plan], wish: Wish) -> Problem:
+    fastest, cheapest = min(plans.values(), key=_takes), min(plans.values(), key=_costs)
+    days = (wish.deadline_s or 0) / 86400
+    if wish.deadline_s is not None and not quick:
+        return Problem(
+            f"a deadline of {days:.3g} days with at most {max(plans)} nodes: the fastest run takes "
+            f"{_takes(fastest) / 86400:.3g} days on {fastest.cfg.cluster.nodes} nodes",
+            "the deadline and the number of nodes contradict each other",
+            f"allow {_takes(fastest) / 86400:.3g} days, more nodes, or fewer run.tokens",
         )
-    lines += [
-        f"speed      {speed.step_s:.3g} s a step, {speed.tokens_per_s:,.0f} tokens/s, MFU {speed.mfu:.0%} ({spread})",
-        f"bubble     {speed.bubble:.0%} of the step",
-        f"cost       {speed.run_s / 3600:.3g} h, {speed.gpu_hours:.3g} GPU-hours ({spread})",
-        *(f"note       {note}" for note in plan.notes),
-    ]
-    indent = " " * len("model      ")
-    return "".join(textwrap.fill(line, _WIDTH, subsequent_indent=indent, drop_whitespace=True) + "\n" for line in lines)
-
-
-def plan_dict(plan: Plan) -> dict[str, Any]:
-    """Give the same as plain values, for machines."""
-    cfg, speed = plan.cfg, plan.speed
-    return {
-        "parameters": num_parameters(cfg.model),
-        "stages": cfg.parallel.stages,
-        "replicas": cfg.replicas,
-        "zero_stage": cfg.parallel.zero_stage,
-        "recompute": cfg.parallel.recompute,
-        "micro_batch": cfg.batch.micro_batch,
-        "num_micro_batches": plan.num_micro_batches,
-        "num_steps": cfg.num_steps,
-        "boundaries": list(plan.boundaries),
-        "memory_bytes": [stage.total_bytes for stage in plan.memory],
-        "step_s": speed.step_s,
-        "tokens_per_s": speed.tokens_per_s,
-        "bubble": speed.bubble,
-        "mfu": speed.mfu,
-        "gpu_hours": speed.gpu_hours,
-        "notes": list(plan.notes),
-    }
+    if not cheap:
+        return Problem(
+            f"a budget of {wish.budget_gpu_hours:,.0f} GPU-hours: the cheapest run takes {_costs(cheapest):,.0f} on "
+            f"{cheapest.cfg.cluster.nodes} nodes",
+            "the budget and run.tokens contradict each other",
+            f"allow {_costs(cheapest):,.0f} GPU-hours, or fewer run.tokens",
+        )
+    soon, late = quick[min(quick)], cheap[max(cheap)]
+    return Problem(
+        f"a deadline of {days:.3g} days takes {_costs(soon):,.0f} GPU-hours on {min(quick)} nodes; a budget of "
+        f"{wish.budget_gpu_hours:,.0f} GPU-hours takes {_takes(late) / 86400:.3g} days on {max(cheap)} nodes",
+        "the deadline and the budget contradict each other",
+        f"allow {_costs(soon):,.0f} GPU-hours, or {_takes(late) / 86400:.3g} days",
+    )

@@ -1,101 +1,207 @@
-"""How fast a layout goes: the slowest stage, the bubble, and gradient traffic. Uncalibrated."""
+"""How long a step takes: the slowest stage, the bubble, what crosses the wires, and what comes once a step."""
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from toolkit.config.schema import RunConfig
-from toolkit.plan.costs import LayerCost, train_flops_per_token
-from toolkit.plan.hardware import Hardware
+from toolkit.plan.compute import BlockTime, block_time, head_time_s
+from toolkit.plan.costs import Shape
+from toolkit.plan.layout import Conditions, Layout
+from toolkit.plan.traffic import gather_s, pass_s, reduce_s
 
-UNCERTAINTY = 0.4
-"""Part by which an uncalibrated step time may be off either way. assumption, until measurements are fitted."""
+_SUM_BYTES = 10.0  # a parameter: a 16-bit gradient and its fp32 sum are read, the sum is written
+_COPY_BYTES = 12.0  # a parameter: gathered weights are copied out twice, gradients in, 16-bit read and written each
+_READ_BYTES_PER_S = 0.5e9  # of a node from its file system; assumption: a tenth of what a parallel one gives
+_TOKEN_BYTES = 4.0
+_COPY_OUT_BYTES_PER_S = 10e9  # from device to host. assumption: a PCIe 4 link shared by two
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Speed:
-    """What a layout is expected to do."""
+class StageShare:
+    """What of the model a stage runs."""
 
-    step_s: float
-    tokens_per_s: float
-    bubble: float
-    """Part of the step in which a stage waits for the pipeline to fill and drain."""
-    mfu: float
-    run_s: float
-    gpu_hours: float
+    blocks: int
+    has_embedding: bool
+    has_head: bool
+
+    def parameters(self, shape: Shape) -> int:
+        """Count the weights a rank of the stage holds; a tied head on another stage keeps its own copy."""
+        tables = int(self.has_embedding) + int(self.has_head)
+        if shape.is_tied and tables == 2:
+            tables = 1
+        return self.blocks * shape.block_parameters + tables * shape.table_parameters
 
 
-def estimate_speed(
-    cfg: RunConfig,
-    costs: Sequence[LayerCost],
-    boundaries: Sequence[int],
-    *,
-    num_micro_batches: int,
-    hardware: Hardware,
-) -> Speed:
-    """Estimate the step of a configuration without open fields.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepTime:
+    """Seconds of one optimizer step, by what takes them."""
 
-    Source: Narayanan et al. 2021, arXiv:2104.04473, section 2.2: 1F1B takes (m + p - 1) slots of the
-    slowest stage.
+    matmul_s: float
+    """Matrix products of the slowest stage, all micro-batches."""
+    attention_s: float
+    elementwise_s: float
+    """What only moves memory, kernel starts and sums of gradients."""
+    head_s: float
+    gather_s: float
+    """What gathers and reductions of ZeRO 2 and 3 add."""
+    peer_s: float
+    """What traffic between stages adds."""
+    bubble_s: float
+    """The slowest stage waits for the others at both ends of the step."""
+    sync_s: float
+    """Gradients and weights of ZeRO 0 and 1, at the end."""
+    optimizer_s: float
+    fixed_s: float
+
+    @property
+    def total_s(self) -> float:
+        """Give the sum."""
+        return float(sum(getattr(self, name) for name in self.__slots__))
+
+    @property
+    def bubble(self) -> float:
+        """Part of the step in which the slowest stage waits for the pipeline to fill and drain."""
+        return self.bubble_s / self.total_s
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Slot:
+    """Seconds of one micro-batch on one stage."""
+
+    block: BlockTime
+    blocks: int
+    head_s: float
+    sums_s: float
+    gather_s: float
+    peer_s: float
+    fixed_s: float
+
+    @property
+    def total_s(self) -> float:
+        rest = self.head_s + self.sums_s + self.gather_s + self.peer_s + self.fixed_s
+        return self.blocks * self.block.total_s + rest
+
+
+def step_time(shape: Shape, layout: Layout, shares: Sequence[StageShare], *, on: Conditions) -> StepTime:
+    """Time a step: 1F1B takes every stage's slot once, and the slowest one's for each further micro-batch.
+
+    Source: Narayanan et al. 2021, arXiv:2104.04473, section 2.2: (m + p - 1) slots where all are equal, the p - 1
+    divided by the groups of layers on a stage where they are interleaved.
     """
-    bounds = list(itertools.pairwise(boundaries))
-    slowest = max(sum(layer.forward_flops_per_token for layer in costs[a:b]) for a, b in bounds)
-    largest = max(sum(layer.parameters for layer in costs[a:b]) for a, b in bounds)
-    passes = 4.0 if cfg.parallel.recompute else 3.0
-    is_bf16 = cfg.parallel.precision == "bf16"
-    peak = hardware.peak_bf16_flops if is_bf16 else hardware.peak_fp32_flops
-    micro_tokens = (cfg.batch.micro_batch or 1) * cfg.data.seq_len
-    deepest = max(b - a for a, b in bounds)
-    slot_s = passes * slowest * micro_tokens / (peak * hardware.achievable) + hardware.layer_overhead_s * deepest
-    stages = len(bounds)
-    slot_s += _slot_traffic_s(cfg, largest, stages=stages, hardware=hardware)
-    step_s = slot_s * (num_micro_batches + stages - 1) + _step_traffic_s(cfg, largest, hardware=hardware)
-    flops = train_flops_per_token(cfg.model, seq_len=cfg.data.seq_len) * cfg.batch.tokens_per_step
-    run_s = step_s * cfg.num_steps
-    return Speed(
-        step_s=step_s,
-        tokens_per_s=cfg.batch.tokens_per_step / step_s,
-        bubble=(stages - 1) / (num_micro_batches + stages - 1),
-        mfu=flops / (step_s * cfg.world_size * peak),
-        run_s=run_s,
-        gpu_hours=run_s * cfg.world_size / 3600,
+    block = block_time(shape, layout, on=on)
+    head_s = head_time_s(shape, layout, on=on)
+    # stages that hold the same take the same: a thousand stages are a handful of cases
+    known: dict[StageShare, _Slot] = {}
+    for share in shares:
+        if share not in known:
+            head_part_s = head_s if share.has_head else 0.0
+            known[share] = _slot(shape, layout, share, block, head_part_s, on=on)
+    slots = [known[share] for share in shares]
+    slowest = max(slots, key=lambda slot: slot.total_s)
+    count = layout.num_micro_batches
+    others_s = sum(slot.total_s for slot in slots) - slowest.total_s
+    largest = max(share.parameters(shape) for share in known)
+    return StepTime(
+        matmul_s=count * slowest.blocks * block.matmul_s,
+        attention_s=count * slowest.blocks * block.attention_s,
+        elementwise_s=count * (slowest.blocks * (block.elementwise_s + block.launch_s) + slowest.sums_s),
+        head_s=count * slowest.head_s,
+        gather_s=count * slowest.gather_s,
+        peer_s=count * slowest.peer_s,
+        bubble_s=others_s / layout.interleave,
+        sync_s=_sync_s(shape, layout, largest, on=on),
+        optimizer_s=_optimizer_s(layout, largest, on),
+        fixed_s=count * slowest.fixed_s + (on.fitted.step_s if on.hardware.is_gpu else 0.0),
     )
 
 
-def _step_traffic_s(cfg: RunConfig, parameters: int, *, hardware: Hardware) -> float:
-    """Time to bring replicas together once a step: fp32 gradients one way, weights the other.
+def _slot(shape: Shape, layout: Layout, share: StageShare, block: BlockTime, head_s: float, *, on: Conditions) -> _Slot:
+    parameters = share.parameters(shape)
+    adds_up = on.stack.sums_in_fp32 and layout.num_micro_batches > 1
+    summed = parameters / (layout.replicas if layout.zero_stage >= 2 else 1)
+    sums_s = summed * _SUM_BYTES / on.hardware.memory_bytes_per_s if adds_up else 0.0
+    if layout.zero_stage == 3:
+        sums_s += parameters * _COPY_BYTES / on.hardware.memory_bytes_per_s
+    busy_s = share.blocks * block.total_s + head_s + sums_s
+    moved_s = _gathers_s(layout, parameters, on=on)
+    power = on.fitted.overlap if on.hardware.is_gpu else 1.0  # a CPU that sends does not compute meanwhile
+    hidden_s = float((busy_s**power + moved_s**power) ** (1 / power)) - busy_s if moved_s else 0.0
+    return _Slot(
+        block=block,
+        blocks=share.blocks,
+        head_s=head_s,
+        sums_s=sums_s,
+        gather_s=hidden_s,
+        peer_s=_peer_s(shape, layout, share, on=on),
+        fixed_s=on.fitted.micro_batch_s if on.hardware.is_gpu else 0.0,
+    )
 
-    ZeRO 2 and 3 reduce with each micro-batch instead: see `_slot_traffic_s`.
+
+def _nodes_of_replicas(layout: Layout) -> float:
+    """Say over how many nodes the replicas of a stage reach: they are neighbours."""
+    return layout.nodes * layout.replicas / layout.world_size
+
+
+def _gathers_s(layout: Layout, parameters: int, *, on: Conditions) -> float:
+    """Time what crosses the wires in each micro-batch: gradients under ZeRO 2, weights twice more under ZeRO 3.
+
+    Source: Rajbhandari et al. 2020 (ZeRO), arXiv:1910.02054, section 7: ZeRO 3 gathers the weights for the forward
+    and again for the backward pass; deepspeed 0.19.8 and FSDP reduce gradients in every micro-batch there.
+    """
+    if layout.zero_stage < 2:
+        return 0.0
+    width = 4.0 if layout.precision == "fp32" else 2.0
+    times = 3.0 if layout.zero_stage == 3 else 1.0
+    nodes = _nodes_of_replicas(layout)
+    return times * gather_s(width * parameters, ranks=layout.replicas, nodes=nodes, on=on)
+
+
+def _peer_s(shape: Shape, layout: Layout, share: StageShare, *, on: Conditions) -> float:
+    """Time what passes between stages in each micro-batch: activations one way, their gradients the other.
+
+    Source: Narayanan et al. 2021, arXiv:2104.04473, section 4.1; interleaving passes as often as it has groups.
+    """
+    if layout.stages == 1:
+        return 0.0
+    width = 4.0 if layout.precision == "fp32" else 2.0
+    size = width * layout.micro_batch * shape.seq_len * shape.hidden_size * layout.interleave
+    neighbours = 1 if share.has_embedding or share.has_head else 2
+    # the next stage is `replicas` ranks away
+    is_same_node = layout.replicas < layout.world_size / max(layout.nodes, 1.0)
+    one_s = pass_s(size, is_same_node=is_same_node, on=on)
+    return on.fitted.peer * 2.0 * neighbours * one_s
+
+
+def _sync_s(shape: Shape, layout: Layout, parameters: int, *, on: Conditions) -> float:
+    """Time what brings replicas together once a step: gradients one way, weights the other.
 
     Source: Rajbhandari et al. 2020 (ZeRO), arXiv:1910.02054, section 7: 2 elements a parameter.
     """
-    zero = cfg.parallel.zero_stage or 0
-    elements = 2.0 if zero <= 1 else 1.0 if zero == 2 else 0.0
-    return elements * 4.0 * parameters * _ring_part(cfg) / _replica_bandwidth(cfg, hardware)
+    width = 4.0 if layout.precision == "fp32" else 2.0
+    gradient = 4.0 if on.stack.sums_in_fp32 else width
+    ranks, nodes = layout.replicas, _nodes_of_replicas(layout)
+    tied_s = 0.0
+    if shape.is_tied and layout.stages > 1:
+        tied_s = 2.0 * pass_s(gradient * shape.table_parameters, is_same_node=layout.nodes <= 1, on=on)
+    if layout.zero_stage == 0:
+        return on.fitted.sync * reduce_s(gradient * parameters, ranks=ranks, nodes=nodes, on=on) + tied_s
+    if layout.zero_stage == 1:
+        return on.fitted.sync * gather_s((gradient + width) * parameters, ranks=ranks, nodes=nodes, on=on) + tied_s
+    if layout.zero_stage == 2:
+        return gather_s(width * parameters, ranks=ranks, nodes=nodes, on=on)
+    return 0.0
 
 
-def _slot_traffic_s(cfg: RunConfig, parameters: int, *, stages: int, hardware: Hardware) -> float:
-    """Time for what crosses the wire in each micro-batch: activations, and slices under ZeRO 2 and 3.
-
-    assumption: nothing hides behind arithmetic, so that ZeRO 2 and 3 are taken only where memory asks for it.
-
-    Source: Rajbhandari et al. 2020 (ZeRO), arXiv:1910.02054, section 7: ZeRO 3 gathers the weights for
-    the forward and again for the backward pass; DeepSpeed 0.19.8 reduces gradients every micro-batch there.
-    """
-    width = 2.0 if cfg.parallel.precision == "bf16" else 4.0
-    zero = cfg.parallel.zero_stage or 0
-    slices = (4.0 if zero >= 2 else 0.0) + (2.0 * width if zero == 3 else 0.0)
-    slices_s = slices * parameters * _ring_part(cfg) / _replica_bandwidth(cfg, hardware)
-    tokens = (cfg.batch.micro_batch or 1) * cfg.data.seq_len
-    passed = 2.0 * tokens * cfg.model.hidden_size * width if stages > 1 else 0.0
-    return slices_s + passed / hardware.network_bytes_per_s
+def _optimizer_s(layout: Layout, parameters: int, on: Conditions) -> float:
+    own = parameters / (layout.replicas if layout.zero_stage else 1)
+    return own * on.stack.optimizer_bytes / on.hardware.memory_bytes_per_s
 
 
-def _ring_part(cfg: RunConfig) -> float:
-    return (cfg.replicas - 1) / cfg.replicas
+def reading_s(shape: Shape, layout: Layout) -> float:
+    """Time to read a step's tokens; it is done during the step before, so only what is longer than a step shows."""
+    size = layout.samples_per_step * shape.seq_len * _TOKEN_BYTES
+    return size / (_READ_BYTES_PER_S * max(1.0, layout.nodes))
 
 
-def _replica_bandwidth(cfg: RunConfig, hardware: Hardware) -> float:
-    """Replicas of a stage are neighbours: they talk inside a node as long as they fit into one."""
-    fits = cfg.replicas <= (cfg.cluster.gpus_per_node or 1)
-    return hardware.link_bytes_per_s if fits else hardware.network_bytes_per_s
+def saving_s(states_bytes: int) -> float:
+    """Time for which a save stops training: a rank's state is copied to host memory, the rest is done beside."""
+    return 1.0 + states_bytes / _COPY_OUT_BYTES_PER_S

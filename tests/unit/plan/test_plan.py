@@ -98,8 +98,8 @@ def test_a_model_that_cannot_fit_is_refused_with_the_ways_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "memory_gb"),
-    [("h100", 80), ("nvidia_h100_80gb_hbm3", 80), ("A100-SXM4-40GB", 40), ("a100", 80), ("nvidia_h200", 141)],
+    ("name", "memory_gib"),
+    [("h100", 79.1), ("nvidia_h100_80gb_hbm3", 79.1), ("A100-SXM4-40GB", 39.4), ("a100", 79.1), ("h100_1g.10gb", 10)],
 )
-def test_names_of_gpus_are_understood_as_slurm_writes_them(name: str, memory_gb: int) -> None:
-    assert find_hardware(name).memory_bytes == memory_gb * 10**9
+def test_names_of_gpus_are_understood_as_slurm_writes_them(name: str, memory_gib: float) -> None:
+    assert find_hardware(name).memory_bytes == int(memory_gib * 2**30)

@@ -1,0 +1,133 @@
+"""What `toolkit plan` prints: the table of layouts, the plan of the best, the picture over nodes."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from toolkit import storage
+from toolkit.monitor.metrics import short
+from toolkit.plan.calibration import Calibration
+from toolkit.plan.figure import draw_plans
+from toolkit.plan.proposal import Plan
+from toolkit.plan.report import PlanRow, plan_dict, plan_rows, plan_text
+
+_SHOWN = 10
+_WIDTH = 105  # columns that a table needs; a narrower terminal wraps its lines
+_STYLES = {"fits": "", "tight": "yellow", "refused": "red"}
+
+
+def print_plans(plans: Sequence[Plan], console: Console) -> None:
+    """Print the ten best layouts as a table, what limits each, then the plan of the first."""
+    rows = plan_rows(plans[:_SHOWN])
+    _widen(console).print(_table(rows, plans[0]))
+    console.print("what limits each, and what would relax it:")
+    for number, row in enumerate(rows, 1):
+        console.print(f"{number:>2}  {row.limit}: {row.remedy}", markup=False)
+    left = len(plans) - len(rows)
+    if left > 0:
+        console.print(f"{left} more layouts fit")
+    console.print("the first:\n" + plan_text(plans[0]), end="", markup=False)
+
+
+def _widen(console: Console) -> Console:
+    """Give a console on which a table is not cut."""
+    return console if console.width >= _WIDTH else Console(file=console.file, width=_WIDTH, highlight=False)
+
+
+def plans_dict(plans: Sequence[Plan]) -> dict[str, Any]:
+    """Give the same as plain values: the best plan in full, and the lines of the table."""
+    return {**plan_dict(plans[0]), "layouts": [asdict(row) for row in plan_rows(plans[:_SHOWN])]}
+
+
+def _table(rows: Sequence[PlanRow], first: Plan) -> Table:
+    spread, runs = first.speed.spread, first.calibration.runs
+    calibrated = f"calibrated by {len(runs)} runs" if runs else "uncalibrated"
+    title = f"{rows[0].nodes} nodes of {first.hardware.name}; times +-{spread:.0%}, {calibrated}"
+    table = Table(box=None, pad_edge=False, title=title, title_justify="left", title_style="")
+    for name in (
+        "",
+        "stages x replicas, ZeRO, micro",
+        "s/step",
+        "tok/s",
+        "MFU",
+        "causal",
+        "GiB",
+        "bubble",
+        "GPU-h",
+        "days",
+    ):
+        table.add_column(name, justify="left" if name.startswith("stages") else "right", no_wrap=True)
+    for number, row in enumerate(rows, 1):
+        room = f"{row.memory_gib:.1f} {row.memory_part:.0%}" if row.memory_part else f"{row.memory_gib:.2f}"
+        table.add_row(
+            str(number),
+            _layout(row),
+            between(row.step_low_s, row.step_high_s),
+            short(row.tokens_per_s),
+            f"{row.mfu:.1%}",
+            f"{row.causal_mfu:.1%}",
+            room,
+            f"{row.bubble:.0%}",
+            f"{row.gpu_hours:,.0f}" if row.gpu_hours >= 10 else f"{row.gpu_hours:.2g}",
+            between(row.days * (1 - spread), row.days * (1 + spread)),
+            style=_STYLES[row.verdict],
+        )
+    return table
+
+
+def _layout(row: PlanRow) -> str:
+    again = ", recompute" if row.recompute else ""
+    return f"{row.stages}x{row.replicas}, ZeRO {row.zero_stage}, {row.num_micro_batches}x{row.micro_batch}{again}"
+
+
+def between(low: float, high: float) -> str:
+    """Write an interval with as many digits as its width deserves."""
+    digits = max(0, 1 - math.floor(math.log10(high - low))) if high > low > 0 else 2
+    return f"{low:.{digits}f}-{high:.{digits}f}"
+
+
+def print_nodes(plans: dict[int, Plan], console: Console) -> None:
+    """Print the best layout on each number of nodes."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("nodes", "layout", "s/step", "MFU", "GiB", "GPU-hours", "days"):
+        table.add_column(name, justify="left" if name == "layout" else "right", no_wrap=True)
+    for nodes, plan in sorted(plans.items()):
+        speed, row = plan.speed, plan_rows([plan])[0]
+        table.add_row(
+            str(nodes),
+            _layout(row),
+            between(row.step_low_s, row.step_high_s),
+            f"{row.mfu:.1%}",
+            f"{row.memory_gib:.1f}",
+            f"{row.gpu_hours:,.0f}",
+            between(row.days * (1 - speed.spread), row.days * (1 + speed.spread)),
+        )
+    _widen(console).print(table)
+
+
+def write_figure(plans: dict[int, Plan], path: Path, *, title: str) -> None:
+    """Write the picture of time and memory over nodes.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    storage.write_atomic(str(path), draw_plans(plans, title=title).encode())
+
+
+def print_calibration(calibration: Calibration, console: Console, *, gpu: str) -> None:
+    """Say what plans for a kind of device are corrected by."""
+    if not calibration.runs:
+        console.print(f"no run on {gpu} was measured here yet: plans are uncalibrated, +-{calibration.spread:.0%}")
+        return
+    console.print(
+        f"{gpu}: times x "
+        + ", ".join(f"{factor:.2f} ({part})" for part, factor in calibration.factors.items())
+        + f"; activations x {calibration.activations:.2f}; then +-{calibration.spread:.0%}; from "
+        + ", ".join(calibration.runs),
+        markup=False,
+    )

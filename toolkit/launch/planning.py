@@ -1,0 +1,59 @@
+"""Plans without a submission, with what the site knows of its devices and of earlier runs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from toolkit.config.schema import RunConfig
+from toolkit.plan.calibration import Calibration, Measurement, calibrate, read_measurements
+from toolkit.plan.hardware import Hardware, find_hardware, read_hardware
+from toolkit.plan.proposal import Plan
+from toolkit.plan.search import Wish, find_nodes, plot_counts, rank_plans, scan_nodes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Site:
+    """What is kept beside a site profile."""
+
+    hardware: Mapping[str, Hardware]
+    """Devices that the site describes itself (hardware.yaml)."""
+    measurements: tuple[Measurement, ...]
+    """Of its runs (calibration.json)."""
+
+    def find_hardware(self, gpu_type: str | None) -> Hardware:
+        """Find a device among the site's own and the known ones."""
+        return find_hardware(gpu_type, site=self.hardware)
+
+    def calibrate(self, hardware: Hardware) -> Calibration:
+        """Say what plans for a device are corrected by."""
+        return calibrate(self.measurements, gpu=hardware.name)
+
+
+def read_site(folder: Path) -> Site:
+    """Read what the folder of a site profile holds besides it."""
+    hardware = folder / "hardware.yaml"
+    return Site(
+        hardware=read_hardware(hardware) if hardware.is_file() else {},
+        measurements=tuple(read_measurements(folder / "calibration.json")),
+    )
+
+
+def rank_layouts(cfg: RunConfig, site: Site, *, wish: Wish | None) -> list[Plan]:
+    """List the layouts that fit, the best first; with a wish, on the fewest nodes that fulfil it.
+
+    Raises:
+        ConfigError: nothing fits, or the wish cannot be fulfilled.
+    """
+    hardware = site.find_hardware(cfg.cluster.gpu_type)
+    calibration = site.calibrate(hardware)
+    if wish is not None:
+        found = find_nodes(cfg, wish, hardware=hardware, calibration=calibration)
+        cfg = replace(cfg, cluster=found.cfg.cluster)
+    return rank_plans(cfg, hardware=hardware, calibration=calibration)
+
+
+def plan_over_nodes(cfg: RunConfig, site: Site) -> dict[int, Plan]:
+    """Plan the run on numbers of nodes around the one that is asked for."""
+    hardware = site.find_hardware(cfg.cluster.gpu_type)
+    counts = plot_counts(cfg.cluster.nodes)
+    return scan_nodes(cfg, counts, hardware=hardware, calibration=site.calibrate(hardware))
