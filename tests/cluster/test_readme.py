@@ -77,7 +77,7 @@ def test_three_commands_are_enough_on_a_cluster(tmp_path: Path, monkeypatch: pyt
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("word", ["status", "logs", "cancel", "sync", "upload", "generate"])
+@pytest.mark.parametrize("word", ["cluster", "status", "logs", "cancel", "sync", "upload", "generate"])
 def test_every_verb_explains_itself(word: str, tmp_path: Path) -> None:
     assert word in README
     done = run(f"python -m toolkit {word} -h", tmp_path)
