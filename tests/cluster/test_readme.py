@@ -78,7 +78,7 @@ def test_three_commands_are_enough_on_a_cluster(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    "word", ["status", "logs", "stop", "resume", "cancel", "nodes", "health", "sync", "upload", "generate"]
+    "word", ["cluster", "status", "logs", "stop", "resume", "cancel", "nodes", "health", "sync", "upload", "generate"]
 )
 def test_every_verb_explains_itself(word: str, tmp_path: Path) -> None:
     assert word in README

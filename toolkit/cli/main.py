@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from toolkit.cli import nodes, show
+from toolkit.cli import cluster, nodes, show
 from toolkit.cli import plan as planning
 from toolkit.cluster.base import JobState
 from toolkit.config.load import Loaded, find_profile, load_config, parse_seconds
@@ -57,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     logs.add_argument("run", help="name of a run")
     logs.add_argument("--rank", type=int, default=0, help="rank (default: %(default)s)")
     logs.add_argument("--follow", action="store_true", help="go on printing until the job ends")
+    cluster.add_verbs(verbs)
     nodes.add_verbs(verbs)
     stop = _add(verbs, "stop", _halt, "let the job of a run save and end; `resume` goes on")
     cancel = _add(verbs, "cancel", _halt, "end the job of a run now; it may lose the steps since its last save")

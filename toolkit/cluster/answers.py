@@ -28,11 +28,12 @@ _RARE_STATES = {
     "DEADLINE": JobState.TIMEOUT,
     "REVOKED": JobState.CANCELLED,
 }
+_STATES = {**{state.value: state for state in JobState}, **_RARE_STATES}
 
 
 def parse_state(word: str) -> JobState:
     """Read a state; a word that is not known is UNKNOWN."""
-    return _RARE_STATES.get(word) or {state.value: state for state in JobState}.get(word, JobState.UNKNOWN)
+    return _STATES.get(word, JobState.UNKNOWN)
 
 
 _WORST_FIRST = (

@@ -221,6 +221,85 @@ class PartitionLimits:
     mem_per_node_mib: int
     gpus_per_node: int
     gpu_type: str | None
+    is_up: bool = True
+    """Whether jobs of this partition start; a closed one may still take them."""
+    max_nodes: int | None = None
+    """Most nodes of one job; None: no limit."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NodeLoad:
+    """What a node is doing. Times are Unix seconds."""
+
+    name: str
+    partitions: tuple[str, ...]
+    state: str
+    """The scheduler's word."""
+    is_usable: bool
+    is_free: bool
+    """Whether nothing runs on it and a job may have all of it now."""
+    reason: str
+    """Why it is out of use; empty where nobody said."""
+    reason_by: str
+    since: float | None
+    """When the reason was given; None: there is none."""
+    cpus: int
+    cpus_used: int
+    gpus: int
+    gpus_used: int
+    gpu_type: str | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QueuedJob:
+    """A job that runs or waits. Times are Unix seconds."""
+
+    job_id: str
+    user: str
+    partitions: tuple[str, ...]
+    state: JobState
+    reason: str
+    """Why it waits; empty: it runs."""
+    num_nodes: int
+    num_tasks: int
+    """Jobs that this line stands for: 1, or the tasks of an array that wait."""
+    nodes: tuple[str, ...]
+    """Nodes it runs on, or is planned on."""
+    gpus_per_node: int
+    priority: int
+    submit_time: float | None
+    start_time: float | None
+    """When it started, or is planned to start; None: not planned."""
+    end_time: float | None
+    """When its time limit ends it, counted from that start; None: unknown."""
+    time_limit_s: int | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reservation:
+    """Nodes that are kept for somebody, or for maintenance. Times are Unix seconds."""
+
+    name: str
+    start_time: float
+    end_time: float
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class View:
+    """A cluster at one moment."""
+
+    scheduler: str
+    """`slurm` or `local`."""
+    is_emulated: bool
+    time: float
+    """Unix seconds."""
+    partitions: tuple[PartitionLimits, ...]
+    """The default one first."""
+    nodes: tuple[NodeLoad, ...]
+    jobs: tuple[QueuedJob, ...]
+    """Those that run, the next to end first; then those that wait, the next in the queue first."""
+    reservations: tuple[Reservation, ...]
 
 
 class Cluster(Protocol):
@@ -275,6 +354,9 @@ class Cluster(Protocol):
 
     def nodes(self, partition: str | None) -> list[Node]:
         """List the nodes of a partition; None: of the default one."""
+
+    def look(self) -> View:
+        """Read partitions, nodes, queue and reservations at once; takes no longer than a person waits."""
 
 
 def check_signal(name: str) -> None:

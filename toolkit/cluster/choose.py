@@ -8,17 +8,20 @@ from pathlib import Path
 
 from toolkit.cluster.base import Cluster
 from toolkit.cluster.local import LocalCluster
-from toolkit.cluster.slurm import PATIENCE_S, SlurmCluster
+from toolkit.cluster.slurm import ANSWER_S, PATIENCE_S, SlurmCluster
 from toolkit.errors import ClusterError
 
 
-def open_cluster(scheduler: str, *, state_dir: Path, patience_s: float = PATIENCE_S) -> Cluster:
+def open_cluster(
+    scheduler: str, *, state_dir: Path, patience_s: float = PATIENCE_S, answer_s: float = ANSWER_S
+) -> Cluster:
     """Open the scheduler that is asked for; `auto` takes Slurm where this machine belongs to one.
 
     Args:
         scheduler: auto, slurm or local.
         state_dir: where emulated nodes keep their jobs.
         patience_s: how long a scheduler that does not answer is asked again.
+        answer_s: how long one of its commands may take.
 
     Raises:
         ClusterError: Slurm is asked for and is not here. One that does not answer says so at its first verb.
@@ -30,7 +33,7 @@ def open_cluster(scheduler: str, *, state_dir: Path, patience_s: float = PATIENC
             "  or set cluster.scheduler=local to emulate nodes on this machine"
         )
     if scheduler == "slurm" or (scheduler == "auto" and has_slurm and _is_configured()):
-        return SlurmCluster(patience_s=patience_s)
+        return SlurmCluster(patience_s=patience_s, answer_s=answer_s)
     return LocalCluster(state_dir)
 
 

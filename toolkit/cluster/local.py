@@ -21,7 +21,17 @@ from typing import Any
 import psutil
 
 from toolkit import storage
-from toolkit.cluster.base import JobSpec, JobState, JobStatus, Node, PartitionLimits, check_signal
+from toolkit.cluster.base import (
+    JobSpec,
+    JobState,
+    JobStatus,
+    Node,
+    NodeLoad,
+    PartitionLimits,
+    QueuedJob,
+    View,
+    check_signal,
+)
 from toolkit.errors import ClusterError
 
 PARTITION = "local"
@@ -179,6 +189,45 @@ class LocalCluster:
             )
         ]
 
+    def look(self) -> View:
+        """Show the emulated nodes, all free since jobs share them, and the jobs that live."""
+        (limits,) = self.limits()
+        jobs = [job for job in map(self._queued, self._job_ids()) if job is not None]
+        return View(
+            scheduler=self.name,
+            is_emulated=True,
+            time=time.time(),
+            partitions=(limits,),
+            nodes=tuple(_emulated_load(node, limits) for node in self.nodes(None)),
+            jobs=tuple(sorted(jobs, key=lambda job: (job.state is JobState.PENDING, int(job.job_id)))),
+            reservations=(),
+        )
+
+    def _job_ids(self) -> list[str]:
+        jobs = self.state_dir / "jobs"
+        return [entry.name for entry in jobs.iterdir() if entry.name.isdigit()] if jobs.is_dir() else []
+
+    def _queued(self, job_id: str) -> QueuedJob | None:
+        status, spec = self.state(job_id), _read_spec(self._job_dir(job_id))
+        if spec is None or not status.state.is_live:
+            return None
+        return QueuedJob(
+            job_id=job_id,
+            user="",
+            partitions=(PARTITION,),
+            state=status.state,
+            reason=status.reason,
+            num_nodes=spec["nodes"],
+            num_tasks=len(spec["array"]) or 1,
+            nodes=status.nodes,
+            gpus_per_node=spec["gpus_per_node"],
+            priority=0,
+            submit_time=status.submit_time,
+            start_time=status.start_time,
+            end_time=status.end_time,
+            time_limit_s=None if status.time_limit_s is None else round(status.time_limit_s),
+        )
+
     def _new_job_dir(self) -> tuple[str, Path]:
         jobs = self.state_dir / "jobs"
         jobs.mkdir(parents=True, exist_ok=True)
@@ -217,6 +266,24 @@ class LocalCluster:
             time.sleep(0.02)
         tail = (job_dir / "controller.log").read_text(encoding="utf-8", errors="replace")[-2000:]
         raise ClusterError(f"the controller of job {job_dir.name} did not start\n  {tail or 'it said nothing'}")
+
+
+def _emulated_load(node: Node, limits: PartitionLimits) -> NodeLoad:
+    return NodeLoad(
+        name=node.name,
+        partitions=(PARTITION,),
+        state=node.state,
+        is_usable=True,
+        is_free=True,
+        reason="",
+        reason_by="",
+        since=None,
+        cpus=limits.cpus_per_node,
+        cpus_used=0,
+        gpus=limits.gpus_per_node,
+        gpus_used=0,
+        gpu_type=limits.gpu_type,
+    )
 
 
 def choose_nodes(count: int, *, exclude: Sequence[str]) -> list[str]:

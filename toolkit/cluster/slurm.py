@@ -15,17 +15,19 @@ import shlex
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from toolkit import storage
 from toolkit.cluster.answers import expand_nodes, parse_jobs, parse_nodes, parse_partitions, parse_state, read_exit_note
-from toolkit.cluster.base import JobSpec, JobState, JobStatus, Node, PartitionLimits, check_signal
+from toolkit.cluster.base import JobSpec, JobState, JobStatus, Node, PartitionLimits, View, check_signal
+from toolkit.cluster.view import JOB_COLUMNS, LIVE_STATES, NODE_COLUMNS, read_view
 from toolkit.errors import ClusterError
 
 log = logging.getLogger(__name__)
 
 PATIENCE_S = 10.0
-_TIMEOUT_S = 60
+ANSWER_S = 60.0
 _LONGEST_PAUSE_S = 20.0
 _RANK_LOG = "@RANK_LOG@"
 _PASSING = (
@@ -47,12 +49,13 @@ class SlurmCluster:
 
     Args:
         patience_s: how long a command is tried again while the controller does not answer, in seconds.
+        answer_s: how long one command may take, in seconds.
     """
 
     name = "slurm"
 
-    def __init__(self, *, patience_s: float = PATIENCE_S) -> None:
-        self.patience_s = patience_s
+    def __init__(self, *, patience_s: float = PATIENCE_S, answer_s: float = ANSWER_S) -> None:
+        self.patience_s, self.answer_s = patience_s, answer_s
 
     def render(self, spec: JobSpec) -> str:
         """Write the batch script."""
@@ -168,9 +171,28 @@ class SlurmCluster:
         text = self._call(["sinfo", "-h", "-N", "-o", "%P|%N|%T|%E"], act="read the nodes")
         return parse_nodes(text, partition=partition)
 
+    def look(self) -> View:
+        """Read everything with three commands at once."""
+        commands = [
+            ["sinfo", "-h", "-N", "-O", NODE_COLUMNS],
+            ["squeue", "-h", "-t", LIVE_STATES, "-o", JOB_COLUMNS],
+            ["scontrol", "show", "reservation", "-o"],
+        ]
+        environ = _plain(os.environ)
+        with ThreadPoolExecutor(len(commands)) as threads:
+            calls = [threads.submit(self._call, words, act="show the cluster", environ=environ) for words in commands]
+            try:
+                nodes, jobs, reservations = (call.result() for call in calls)
+            except SilentError as error:
+                raise SilentError(
+                    f"Slurm does not answer: {str(error).splitlines()[0].partition(': ')[2]}\n"
+                    "  its controller is down or busy; what runs goes on\n  see `scontrol ping`, and try again"
+                ) from error
+        return read_view(nodes, jobs, reservations, now=time.time())
+
     def _state_by_accounting(self, job_id: str) -> JobStatus:
         command = ["sacct", "-n", "-X", "-P", "-j", job_id, "-o", "State,End"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=self.answer_s)
         words = done.stdout.split("|")[0].split() if done.returncode == 0 else []
         return JobStatus(job_id=job_id, state=parse_state(words[0] if words else ""))
 
@@ -188,7 +210,7 @@ class SlurmCluster:
         deadline = time.monotonic() + (self.patience_s if patience_s is None else patience_s)
         pause_s = 1.0
         while True:
-            code, said, complaint = _run(command, script=script, environ=environ)
+            code, said, complaint = _run(command, script=script, environ=environ, timeout_s=self.answer_s)
             if code == 0:
                 return complaint if keep_stderr else said
             words = [line.split("error: ", 1)[-1].strip() for line in complaint.splitlines() if line.strip()]
@@ -207,16 +229,18 @@ class SilentError(ClusterError):
     """The controller did not answer; whether it did what was asked is not known."""
 
 
-def _run(command: Sequence[str], *, script: str | None, environ: Mapping[str, str] | None) -> tuple[int, str, str]:
+def _run(
+    command: Sequence[str], *, script: str | None, environ: Mapping[str, str] | None, timeout_s: float
+) -> tuple[int, str, str]:
     """Run a command; give its exit code and what it said on either stream."""
     try:
         done = subprocess.run(
-            command, input=script, env=environ, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S
+            command, input=script, env=environ, capture_output=True, text=True, check=False, timeout=timeout_s
         )
     except FileNotFoundError:
         raise ClusterError(f"cannot run {command[0]}: there is none here\n  use a login node") from None
     except subprocess.TimeoutExpired:
-        return 1, "", f"Socket timed out: {command[0]} said nothing for {_TIMEOUT_S} s"
+        return 1, "", f"Socket timed out: {command[0]} said nothing for {timeout_s:g} s"
     return done.returncode, done.stdout, done.stderr
 
 
@@ -228,6 +252,12 @@ def _outside(environ: Mapping[str, str]) -> dict[str, str]:
     kept = {"SLURM_CONF", "SLURM_CONF_SERVER"}
     own = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "TOOLKIT_", "MASTER_ADDR", "MASTER_PORT")
     return {name: value for name, value in environ.items() if name in kept or not name.startswith(own)}
+
+
+def _plain(environ: Mapping[str, str]) -> dict[str, str]:
+    """Take away what changes or hides a part of what sinfo and squeue say; arrays are told in full."""
+    kept = {name: value for name, value in environ.items() if not name.startswith(("SINFO_", "SQUEUE_"))}
+    return {**kept, "SLURM_TIME_FORMAT": "standard", "SLURM_BITSTR_LEN": "0"}
 
 
 def _add_epilogue(text: str, spec: JobSpec, *, log: str) -> str:

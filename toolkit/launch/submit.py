@@ -217,7 +217,7 @@ def _fill(
     cfg, partition = _make_absolute(_place_source(loaded)), None
     try:
         partition = find_partition(limits, cfg.cluster.partition)
-        cfg = replace(cfg, cluster=_fill_section(cfg.cluster, partition))
+        cfg = replace(cfg, cluster=fill_section(cfg.cluster, partition))
         problems = check_partition(cfg, partition)
     except ClusterError as error:
         problems = [Problem.parse(str(error))]
@@ -228,7 +228,8 @@ def _fill(
     return cfg, partition
 
 
-def _fill_section(section: ClusterSection, partition: PartitionLimits) -> ClusterSection:
+def fill_section(section: ClusterSection, partition: PartitionLimits) -> ClusterSection:
+    """Take what is open from the partition."""
     ranks = section.gpus_per_node or partition.gpus_per_node or 1
     # a rank's share of the CPUs is the same when only some of a node's GPUs are asked for
     cpus = partition.cpus_per_node // (partition.gpus_per_node or ranks)

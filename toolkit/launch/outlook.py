@@ -1,0 +1,179 @@
+"""What would start soonest: the cluster as it is, the nodes that are left out, and when a run would get its nodes."""
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from toolkit.cluster.base import Cluster, JobSpec, JobState, PartitionLimits, QueuedJob, View, find_partition, make_spec
+from toolkit.cluster.slurm import SilentError
+from toolkit.cluster.view import WAITS, longest_now, nodes_of, plan_starts, read_preempted, read_start
+from toolkit.config.schema import ClusterSection
+from toolkit.errors import ClusterError, Problem
+from toolkit.launch.nodes import Exclusion, NodeLedger, choose_exclusions
+from toolkit.launch.submit import fill_section
+
+_MOST_ASKS = 5  # each is a call that the scheduler answers under its lock
+_SHORT_S = 600.0  # a gap that is no use to a run
+_IN_TURN = ("Priority", "Resources", "None", "")  # Slurm's reasons for jobs that only wait until nodes are free
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Start:
+    """When a run of so many nodes would begin. Times are Unix seconds."""
+
+    nodes: int
+    start_time: float | None
+    """Behind all that is planned; None: no one can say."""
+    slurm_time: float | None
+    """What `sbatch --test-only` says; None: nothing."""
+    preempts: tuple[str, ...]
+    """Jobs that would make way for it."""
+    refusal: str
+    """Why the scheduler would not take it; empty: it would."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outlook:
+    """A run that is thought of, and what the cluster has for it."""
+
+    view: View
+    partition: PartitionLimits
+    nodes: int
+    time_limit_s: int | None
+    starts: tuple[Start, ...]
+    """Rising node counts, the last one being that of the run."""
+    free_for_s: float | None
+    """How long so many nodes are free from now on, where the run needs them longer; None: of no use."""
+    usable: tuple[str, ...]
+    """Nodes of the partition that it may use, now or later; those that it leaves out are among them."""
+    unplanned_jobs: int
+    """Jobs that wait for the partition and have no planned start yet: they may come first."""
+    excluded: Mapping[str, Exclusion]
+    """What the ledger leaves out, everywhere."""
+    left_out: tuple[str, ...]
+    """Of those, what this run would leave out."""
+
+    @property
+    def num_usable(self) -> int:
+        """Count the nodes that the run may really get."""
+        return len(set(self.usable) - set(self.left_out))
+
+
+def look_ahead(section: ClusterSection, cluster: Cluster, *, root: Path, nodes: int | None) -> Outlook:
+    """Look at the cluster for a run as the section asks for it.
+
+    Args:
+        section: partition, time limit, account and so on.
+        cluster: the scheduler.
+        root: directory of all runs, with the ledger of bad nodes.
+        nodes: nodes of the run; None: all that it may use.
+
+    Raises:
+        ClusterError: the scheduler does not answer, or there is no such partition.
+    """
+    view = cluster.look()
+    if not view.partitions:
+        raise ClusterError("Slurm shows no partition\n  a job needs one\n  ask the site which ones you may use")
+    partition = find_partition(view.partitions, section.partition)
+    excluded = NodeLedger(root).excluded(view.time)
+    offered = [node.name for node in nodes_of(view, partition.name) if node.is_usable]
+    usable = [node for node in offered if node not in section.exclude]
+    if nodes is None:
+        good = len(set(usable) - set(excluded))
+        nodes = max(1, min(good, partition.max_nodes or good))
+    filled = replace(fill_section(section, partition), nodes=nodes)
+    left_out = choose_exclusions(excluded, usable, filled.nodes)
+    exclude = {*filled.exclude, *left_out}
+    specs = [
+        replace(_specify(filled, partition), nodes=count, exclude=tuple(sorted(exclude)))
+        for count in _choose_counts(view, partition.name, filled, exclude)
+    ]
+    starts = _ask(cluster, specs, view)
+    return Outlook(
+        view=view,
+        partition=partition,
+        nodes=filled.nodes,
+        time_limit_s=filled.time_limit,
+        starts=starts,
+        free_for_s=_find_gap(view, partition.name, starts[-1], filled.time_limit, exclude),
+        usable=tuple(usable),
+        unplanned_jobs=sum(_count_unplanned(job, partition.name) for job in view.jobs),
+        excluded=excluded,
+        left_out=left_out,
+    )
+
+
+def _specify(section: ClusterSection, partition: PartitionLimits) -> JobSpec:
+    """Write the job as `submit` would, but for what it runs: whole nodes."""
+    assert section.gpus_per_node is not None, "cluster.gpus_per_node is not resolved"
+    spec = make_spec(
+        section,
+        name="run",
+        command=(sys.executable, "--version"),
+        work_dir=Path.cwd(),
+        log_dir=Path.cwd(),
+        nodes=section.nodes,
+        tasks_per_node=section.gpus_per_node,
+    )
+    if not partition.gpus_per_node:
+        return spec
+    # a name that only the planner knows would be refused
+    gpu_type = section.gpu_type if section.gpu_type == partition.gpu_type else None
+    return replace(spec, gpus_per_node=section.gpus_per_node, gpu_type=gpu_type)
+
+
+def _choose_counts(view: View, partition: str, section: ClusterSection, exclude: set[str]) -> list[int]:
+    """Choose what to ask for: what is wanted, and fewer nodes that would start before."""
+    steps = plan_starts(view, partition=partition, time_s=section.time_limit, exclude=exclude, preempted=())
+    fewer = [count for _, count in steps if count < section.nodes]
+    room = _MOST_ASKS - 1
+    if len(fewer) > room:  # the ends, and some between them
+        fewer = [fewer[round(index * (len(fewer) - 1) / (room - 1))] for index in range(room)]
+    return [*fewer, section.nodes]
+
+
+def _ask(cluster: Cluster, specs: Sequence[JobSpec], view: View) -> tuple[Start, ...]:
+    with ThreadPoolExecutor(len(specs)) as threads:
+        return tuple(threads.map(lambda spec: _ask_one(cluster, spec, view), specs))
+
+
+def _ask_one(cluster: Cluster, spec: JobSpec, view: View) -> Start:
+    said = refusal = ""
+    try:
+        said = cluster.check(spec)
+    except SilentError:
+        pass  # too busy to say: the plan stands without it
+    except ClusterError as error:
+        refusal = Problem.parse(str(error)).what.removeprefix(f"Slurm refused to take {spec.name}: ")
+        if WAITS in refusal:
+            refusal = ""  # it would be taken, and wait
+    preempts = read_preempted(said)
+    partition = spec.partition or view.partitions[0].name
+    steps = plan_starts(view, partition=partition, time_s=spec.time_limit_s, exclude=spec.exclude, preempted=preempts)
+    start = next((moment for moment, count in steps if count >= spec.nodes), None)
+    is_closed = any(one.name == partition and not one.is_up for one in view.partitions)
+    return Start(
+        nodes=spec.nodes,
+        start_time=None if refusal or is_closed else start,
+        slurm_time=read_start(said),
+        preempts=preempts,
+        refusal=refusal,
+    )
+
+
+def _find_gap(view: View, partition: str, last: Start, time_limit_s: int | None, exclude: set[str]) -> float | None:
+    if last.refusal or last.start_time == view.time:
+        return None
+    length_s = longest_now(view, partition=partition, nodes=last.nodes, exclude=exclude)
+    is_of_use = length_s is not None and _SHORT_S <= length_s < (time_limit_s or math.inf)
+    return length_s if is_of_use else None
+
+
+def _count_unplanned(job: QueuedJob, partition: str) -> int:
+    """Count what Slurm's plan does not hold of a job that waits its turn: of an array all tasks but the first."""
+    if job.state is not JobState.PENDING or partition not in job.partitions or job.reason not in _IN_TURN:
+        return 0
+    return job.num_tasks - bool(job.nodes)
