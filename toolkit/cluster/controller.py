@@ -354,4 +354,6 @@ def _free_port() -> int:
 
 
 if __name__ == "__main__":
+    # Inherited: a warning that comes before a task listens must not kill it.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     Controller(Path(sys.argv[1])).run()

@@ -50,8 +50,7 @@ class LocalCluster:
     def render(self, spec: JobSpec) -> str:
         """Write the script of a task, or of the epilogue; the controller sets the variables of Slurm before it."""
         exports = [f"export {name}={shlex.quote(value)}" for name, value in spec.env.items()]
-        # a warning that comes before Python listens must not kill a rank
-        lines = ["#!/bin/bash", "set -euo pipefail", "trap '' USR2", f"cd {shlex.quote(str(spec.work_dir))}"]
+        lines = ["#!/bin/bash", "set -euo pipefail", f"cd {shlex.quote(str(spec.work_dir))}"]
         line = spec.epilogue_line
         after = [f'if [ "${{1:-}}" = epilogue ]; then exec {line} "$2"; fi'] if line else []
         return "\n".join([*lines, *exports, *spec.setup, *after, f"exec {spec.command_line}", ""])

@@ -9,7 +9,8 @@ from toolkit.launch.nodes import is_fault_of_node
 BY_SCHEDULER = "requeued by the scheduler"
 """What came after an attempt that was preempted, or whose node failed."""
 
-_ECHOES = ("exit code", "Terminated", "SIGTERM", "Aborted", "SIGABRT")  # NCCL aborts where a peer is gone
+# Told to end, or warned before it listened; NCCL aborts where a peer is gone.
+_ECHOES = ("exit code", "Terminated", "SIGTERM", "SIGUSR2", "User defined signal 2", "Aborted", "SIGABRT")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -98,7 +98,15 @@ def test_the_only_node_of_a_run_is_not_blamed_for_an_error_of_the_program() -> N
 
 
 @pytest.mark.parametrize(
-    "how", ["Exited with exit code 75", "exit code 75", "Terminated", "killed by SIGTERM", "Aborted (core dumped)"]
+    "how",
+    [
+        "Exited with exit code 75",
+        "exit code 75",
+        "Terminated",
+        "killed by SIGTERM",
+        "Aborted (core dumped)",
+        "killed by SIGUSR2",
+    ],
 )
 def test_the_echo_of_another_rank_blames_nobody(how: str) -> None:
     assert blame([], f"rank 1 on node2: {how}", num_nodes=2) == ()
