@@ -45,10 +45,6 @@ class Topology:
         """List the ranks that hold the same layers: they reduce gradients together."""
         return [self.rank_of(stage=stage, replica=replica) for replica in range(self.replicas)]
 
-    def pipeline_ranks(self, replica: int) -> list[int]:
-        """List the ranks of one pipeline, first stage first: they pass activations on."""
-        return [self.rank_of(stage=stage, replica=replica) for stage in range(self.stages)]
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchShape:

@@ -5,7 +5,7 @@ import logging
 import os
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -156,9 +156,9 @@ def _tell_end(run_dir: RunDir, attempt: str, outcome: Outcome, *, seconds: Mappi
     )
 
 
-def _observe_failures(cfg: RunConfig, run_dir: RunDir) -> float:
+def _observe_failures(cfg: RunConfig, attempts: Sequence[Attempt]) -> float:
     """Estimate the failures an hour from the run's own attempts so far."""
-    ended = [one for one in read_attempts(run_dir) if one.end_time is not None]
+    ended = [one for one in attempts if one.end_time is not None]
     return failure_rate(
         failures=sum(one.outcome in {"CRASHED", "KILLED"} for one in ended),
         gpu_hours=sum((one.end_time or 0) - one.start_time for one in ended) / 3600 * cfg.world_size,
@@ -194,7 +194,8 @@ def _surround(
         checkpoints_dir=run_dir.find_checkpoints(cfg.checkpoint.dir),
         mirror=_open_mirror(cfg.checkpoint, run_dir) if world.rank == 0 else None,
         judge=judge,
-        failures_per_hour=_observe_failures(cfg, run_dir),
+        # rank 0 alone says when to save, and a thousand ranks need not read one file
+        failures_per_hour=_observe_failures(cfg, read_attempts(run_dir) if world.rank == 0 else ()),
         beat=watchdog.beat,
         refuse_ghost=partial(_refuse_ghost, run_dir, world.place.attempt),
         formatter=formatter,
