@@ -8,6 +8,7 @@ step-00001300.0a1b2c3d.partial/   being written, or left by an attempt that was 
 step-00001100.damaged/            was found damaged at a load; kept to be looked at until its room is needed
 """
 
+import errno
 import json
 import math
 import re
@@ -28,6 +29,11 @@ KINDS = ("weight", "exp_avg", "exp_avg_sq")
 
 MARK_NAME = "COMPLETE"
 INDEX_NAME = "index.json"
+
+UNREACHED = frozenset(
+    {errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ECONNREFUSED, errno.EHOSTDOWN, errno.EHOSTUNREACH}
+)
+"""What a network file system says of its server, not of the file: no reason to pass over a checkpoint."""
 
 _PARTIAL = ".partial"
 _DAMAGED = ".damaged"
@@ -223,6 +229,7 @@ def read_index(checkpoint_dir: Path) -> Index:
     Raises:
         DamagedError: no marker, no index, or one that is not what was written.
         CheckpointError: it has a format that this toolkit does not read.
+        OSError: the file system does not answer.
     """
     found = {}
     for name in (MARK_NAME, INDEX_NAME):
@@ -234,6 +241,8 @@ def read_index(checkpoint_dir: Path) -> Index:
                 "  use another one; `toolkit status RUN` lists those that are complete"
             ) from error
         except OSError as error:
+            if error.errno in UNREACHED:
+                raise
             raise DamagedError(f"{checkpoint_dir / name} cannot be read: {error}") from error
     return parse_index(found[INDEX_NAME], mark=found[MARK_NAME], origin=str(checkpoint_dir / INDEX_NAME))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import xxhash
 
 from toolkit import storage
-from toolkit.checkpoint.layout import KINDS, Part, Slice
+from toolkit.checkpoint.layout import KINDS, UNREACHED, Part, Slice
 from toolkit.errors import StorageError
 
 _CHUNK_BYTES = 4 << 20
@@ -85,7 +85,11 @@ def _write_all(descriptor: int, piece: memoryview) -> None:
 
 
 def find_damage(checkpoint_dir: Path, part: Part) -> str | None:
-    """Compare a file with the index, byte for byte; give a sentence where it differs."""
+    """Compare a file with the index, byte for byte; give a sentence where it differs.
+
+    Raises:
+        OSError: the file system does not answer.
+    """
     path = checkpoint_dir / part.path
     try:
         num_bytes = path.stat().st_size
@@ -96,5 +100,8 @@ def find_damage(checkpoint_dir: Path, part: Part) -> str | None:
     except FileNotFoundError:
         return f"{path} is missing"
     except (OSError, StorageError) as error:
+        cause = error.__cause__ if isinstance(error, StorageError) else error
+        if isinstance(cause, OSError) and cause.errno in UNREACHED:
+            raise cause from None
         return f"{path} cannot be read: {error}"
     return None

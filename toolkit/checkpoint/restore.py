@@ -192,7 +192,7 @@ def _verify(path: Path, mark: bytes, world: World) -> tuple[Index | None, list[s
         raise TryAgainError(
             f"{path} cannot be read everywhere\n  "
             + "\n  ".join(lines[:8])
-            + "\n  rank 0 reads it well: look at the file system of those nodes"
+            + "\n  it is sound where it can be read: look at the file system of those nodes"
         )
     return index, damage
 

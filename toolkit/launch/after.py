@@ -38,7 +38,8 @@ from toolkit.rundir import RunDir
 
 log = logging.getLogger(__name__)
 
-_PATIENCE_S = 900.0  # a controller that restarts must not end a run: there is nothing else to do but to wait
+# Without its controller the job's nodes serve nobody else either, so there is nothing better to do than to wait.
+_PATIENCE_S = 86400.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

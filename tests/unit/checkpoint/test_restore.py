@@ -1,5 +1,7 @@
 """Whatever happened to one file, it is named, and the newest whole checkpoint is taken."""
 
+import errno
+import io
 import os
 import shutil
 from collections.abc import Iterator
@@ -164,6 +166,25 @@ def test_a_node_that_cannot_read_condemns_no_checkpoint(pair: Path, tmp_path: Pa
     shutil.copytree(pair, tmp_path, dirs_exist_ok=True)
     with pytest.raises(TryAgainError, match=r"rank 1 on node1: .*stale file handle"):
         PlainRun().load(tmp_path, world=TroubledNode())
+    assert layout.list_steps(tmp_path) == [2, 4]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_server_that_is_away_damages_no_checkpoint(
+    name: str, pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(pair, tmp_path, dirs_exist_ok=True)
+    plain = io.open  # no file system here loses its server: its word for it is put into Python's mouth
+
+    def _open(file: Any, *args: Any, **options: Any) -> Any:
+        if Path(str(file)).name == name:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(file))
+        return plain(file, *args, **options)
+
+    monkeypatch.setattr(io, "open", _open)
+    monkeypatch.setattr("builtins.open", _open)
+    with pytest.raises(TryAgainError, match="Stale file handle"):
+        PlainRun().load(tmp_path)
     assert layout.list_steps(tmp_path) == [2, 4]
 
 
