@@ -21,6 +21,7 @@ from torch import nn
 
 from toolkit.config.load import load_config
 from toolkit.config.schema import RunConfig
+from toolkit.distributed import keep_freed_memory
 from toolkit.model.llama import Llama, token_loss
 from toolkit.plan.calibration import UNCALIBRATED, Calibration, calibrate
 from toolkit.plan.hardware import CPU
@@ -66,6 +67,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the figures as JSON on the last line")
     asked = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()
     _open_process_group()
     print(f"{'CALIBRATION, CPU seconds of a step':<58} measured  planned   error")
     measured = []

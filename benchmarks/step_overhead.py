@@ -15,6 +15,7 @@ import torch
 
 from toolkit.config.load import load_config
 from toolkit.config.schema import RunConfig
+from toolkit.distributed import keep_freed_memory
 from toolkit.model.llama import Llama, token_loss
 from toolkit.train.engine import build_engine, build_optimizer
 
@@ -33,6 +34,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the figures as JSON on the last line")
     asked = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()
     open_process_group()
     figures = {}
     for name, size in SIZES.items():

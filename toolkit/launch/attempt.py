@@ -15,7 +15,7 @@ from toolkit.config.load import load_config
 from toolkit.config.schema import CheckpointSection, RunConfig, to_dict
 from toolkit.data.mixture import open_members
 from toolkit.data.places import ShardPlaces
-from toolkit.distributed import Place, World, is_lost_connection, read_place
+from toolkit.distributed import Place, World, is_lost_connection, keep_freed_memory, read_place
 from toolkit.errors import (
     EXIT_BUG,
     EXIT_DONE,
@@ -57,6 +57,8 @@ def run_rank(run_dir: RunDir, stop: StopFlag) -> int:
             stop.take(Stop.TERMINATED)  # its signal came before there was anyone to hear it
         cfg = load_config(run_dir.config_path).config
         world = World(place, timeout_s=_TIMEOUT_S)
+        if world.device.type == "cpu":
+            keep_freed_memory()
         outcome = _attempt(cfg, run_dir, world, stop, formatter)
         world.close()
     except Exception as error:
