@@ -42,7 +42,8 @@ def submit_without_data(root: Path, *arguments: str, name: str = "tiny") -> subp
 
 def verb(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "toolkit", *words, "--root", str(root)]
-    return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False, timeout=100)
+    environ = {**os.environ, "HOME": str(root)}
+    return subprocess.run(command, cwd=CHECKOUT, env=environ, capture_output=True, text=True, check=False, timeout=100)
 
 
 def rank_processes(run_dir: RunDir) -> list[psutil.Process]:
