@@ -127,12 +127,17 @@ def print_calibration(measurements: Sequence[Measurement], console: Console, *, 
     for device, mine in _by_device(measurements).items():
         calibration = calibrate(mine, gpu=device)
         console.print(
-            f"{device}: {count_runs(calibration.runs)}, times x {_factors(calibration)}, "
-            f"activations x {calibration.activations:.2f}; then +-{calibration.spread:.0%}",
+            f"{device}: {count_runs(calibration.runs)}, times x {_factors(calibration)}"
+            + (f", activations x {calibration.activations:.2f}" if _is_memory_known(mine) else "")
+            + f"; then +-{calibration.spread:.0%}",
             markup=False,
         )
         _widen(console).print(_runs_table(mine))
     console.print(f"kept in {path}; a run is left out by deleting it there", markup=False)
+
+
+def _is_memory_known(measurements: Sequence[Measurement]) -> bool:
+    return any(one.memory_bytes is not None for one in measurements)
 
 
 def _by_device(measurements: Sequence[Measurement]) -> dict[str, list[Measurement]]:

@@ -86,7 +86,8 @@ def name_device(hardware: Hardware, section: ClusterSection) -> str:
     if section.scheduler != "local":
         return f"{hardware.name}, {section.cpus_per_task} a rank"
     ranks, cores = section.nodes * (section.gpus_per_node or 1), os.cpu_count() or 1
-    return f"{hardware.name}, {ranks} rank{'s' if ranks > 1 else ''} on {cores}"
+    threads = min(section.cpus_per_task or 1, max(1, cores // ranks))  # as cluster/controller.py gives them
+    return f"{hardware.name}, {ranks} x {threads} on {cores}"
 
 
 def expect(plan: Plan, *, device: str, site_dir: Path, attempts_before: int) -> Expected:

@@ -208,6 +208,7 @@ def test_a_cpu_is_another_device_where_a_rank_has_less_of_it(monkeypatch: pytest
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     emulated = ClusterSection(nodes=2, gpus_per_node=1, cpus_per_task=4, scheduler="local")
     assert name_device(H100, emulated) == "H100"
-    assert name_device(CPU, emulated) == "CPU core, 2 ranks on 4"
-    assert name_device(CPU, replace(emulated, nodes=1)) == "CPU core, 1 rank on 4"
+    assert name_device(CPU, emulated) == "CPU core, 2 x 2 on 4"
+    assert name_device(CPU, replace(emulated, nodes=8)) == "CPU core, 8 x 1 on 4"
+    assert name_device(CPU, replace(emulated, cpus_per_task=1)) == "CPU core, 2 x 1 on 4"
     assert name_device(CPU, replace(emulated, scheduler="slurm")) == "CPU core, 4 a rank"
