@@ -41,8 +41,13 @@ def submit_without_data(root: Path, *arguments: str, name: str = "tiny") -> subp
 
 
 def verb(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "toolkit", *words, "--root", str(root)]
-    return subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=False, timeout=100)
+    return verb_without_root(root, *words, "--root", str(root))
+
+
+def verb_without_root(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "toolkit", *words]
+    environ = {**os.environ, "HOME": str(home)}
+    return subprocess.run(command, cwd=CHECKOUT, env=environ, capture_output=True, text=True, check=False, timeout=100)
 
 
 def rank_processes(run_dir: RunDir) -> list[psutil.Process]:

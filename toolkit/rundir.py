@@ -33,6 +33,11 @@ class RunDir:
         return self.root / "plan.txt"
 
     @property
+    def expected_path(self) -> Path:
+        """The same as values (JSON): what is measured is held against it."""
+        return self.root / "expected.json"
+
+    @property
     def code_dir(self) -> Path:
         """Frozen toolkit; the job starts here, never from the checkout."""
         return self.root / "code"

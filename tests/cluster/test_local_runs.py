@@ -1,6 +1,8 @@
 """Runs on emulated nodes, through the command line: stop, go on, fail."""
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from tests.runs import (
     submit_command,
     submit_without_data,
     verb,
+    verb_without_root,
     wait,
     wait_for_attempts,
     wait_for_step,
@@ -27,6 +30,7 @@ from toolkit.cluster.local import LocalCluster
 from toolkit.data.manifest import read_manifest
 from toolkit.data.prepare.preparation import Preparation
 from toolkit.data.prepare.tokens import prepare
+from toolkit.launch.measured import keep_measurement
 from toolkit.monitor.history import read_steps
 from toolkit.rundir import RunDir
 
@@ -57,6 +61,39 @@ def test_a_run_that_is_requeued_in_the_middle_equals_one_that_never_stopped(tmp_
     assert "60/60" in listed.stdout
     said = verb(tmp_path, "generate", "cut", "--prompt", "the cat", "--tokens", "5")
     assert said.stdout.startswith("the cat"), said.stderr
+
+
+def test_what_a_run_shows_is_held_against_its_plan_and_corrects_the_next(tmp_path: Path, dataset: Path) -> None:
+    asked = ("run.tokens=30_720", "--nodes", "1", "parallel.stages=1", LOCAL)
+    first = submit(tmp_path, dataset, *asked)
+    assert first.returncode == 0, first.stderr
+    assert "uncalibrated" in first.stdout
+    run_dir = RunDir(tmp_path / "tiny")
+    run = wait(run_dir)
+    assert run["job"]["state"] == "COMPLETED", run
+    expected, measured = run["expected"], run["measured"]
+    assert f"{expected['step_s']:.3g} s a step" in first.stdout
+    times = [line["speed/step_s"] for line in read_steps(run_dir.metrics_path)]
+    assert min(times) < measured["step_s"] < max(times)
+    assert run["comparison"] in verb(tmp_path, "status", "tiny").stdout
+    assert f"measured {measured['mfu']:.1%}" in run["comparison"]
+    said = (run_dir.attempt_dir("1.0") / "epilogue.out").read_text(encoding="utf-8")
+    assert "corrected by this run" in said  # or not, with the reason: others may disturb this machine
+    _quieten(run_dir, step_s=measured["step_s"])
+    assert "are corrected by this run" in keep_measurement(run_dir)
+    shown = verb_without_root(tmp_path, "plan", "--calibration").stdout
+    assert "calibrated by 1 run," in shown
+    assert str(tmp_path / ".config" / "toolkit" / "calibration.json") in shown
+    second = submit(tmp_path, dataset, *asked, "--dry-run", name="next")
+    assert "calibrated by 1 run)" in second.stdout
+    planned_s = float(re.findall(r"speed +([\d.e-]+) s a step", second.stdout)[0])
+    assert planned_s == pytest.approx(measured["step_s"], rel=0.01)
+
+
+def _quieten(run_dir: RunDir, *, step_s: float) -> None:
+    """Give all steps of a run the same time, as a machine without others would."""
+    lines = [{**line, "speed/step_s": step_s, "speed/data_fraction": 0.0} for line in read_steps(run_dir.metrics_path)]
+    run_dir.metrics_path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
 def test_a_stop_before_anyone_listens_is_heard_all_the_same(tmp_path: Path, dataset: Path) -> None:

@@ -220,11 +220,14 @@ def _site() -> Site:
 
 
 def _plan(asked: argparse.Namespace) -> None:
-    cfg, site = submit.fill_for_plan(_load(asked)), _site()
+    site = _site()
     if asked.calibration:
-        hardware = site.find_hardware(cfg.cluster.gpu_type)
-        planning.print_calibration(site.calibrate(hardware), console, gpu=hardware.name)
+        if asked.json:
+            show.print_json(planning.calibration_dict(site.measurements, path=site.calibration_path))
+        else:
+            planning.print_calibration(site.measurements, console, path=site.calibration_path)
         return
+    cfg = submit.fill_for_plan(_load(asked))
     wishes = asked.deadline is not None or asked.budget is not None
     wish = Wish(deadline_s=asked.deadline, budget_gpu_hours=asked.budget) if wishes else None
     plans = rank_layouts(cfg, site, wish=wish)

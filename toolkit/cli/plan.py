@@ -11,10 +11,10 @@ from rich.table import Table
 
 from toolkit import storage
 from toolkit.monitor.metrics import short
-from toolkit.plan.calibration import Calibration
+from toolkit.plan.calibration import UNCALIBRATED, Calibration, Measurement, calibrate
 from toolkit.plan.figure import draw_plans
 from toolkit.plan.proposal import Plan
-from toolkit.plan.report import PlanRow, plan_dict, plan_rows, plan_text
+from toolkit.plan.report import PlanRow, count_runs, plan_dict, plan_rows, plan_text
 
 _SHOWN = 10
 _WIDTH = 105  # columns that a table needs; a narrower terminal wraps its lines
@@ -46,8 +46,7 @@ def plans_dict(plans: Sequence[Plan]) -> dict[str, Any]:
 
 def _table(rows: Sequence[PlanRow], first: Plan) -> Table:
     spread, runs = first.speed.spread, first.calibration.runs
-    calibrated = f"calibrated by {len(runs)} runs" if runs else "uncalibrated"
-    title = f"{rows[0].nodes} nodes of {first.hardware.name}; times +-{spread:.0%}, {calibrated}"
+    title = f"{rows[0].nodes} nodes of {first.hardware.name}; times +-{spread:.0%}, {count_runs(runs)}"
     table = Table(box=None, pad_edge=False, title=title, title_justify="left", title_style="")
     for name in (
         "",
@@ -119,15 +118,62 @@ def write_figure(plans: dict[int, Plan], path: Path, *, title: str) -> None:
     storage.write_atomic(str(path), draw_plans(plans, title=title).encode())
 
 
-def print_calibration(calibration: Calibration, console: Console, *, gpu: str) -> None:
-    """Say what plans for a kind of device are corrected by."""
-    if not calibration.runs:
-        console.print(f"no run on {gpu} was measured here yet: plans are uncalibrated, +-{calibration.spread:.0%}")
+def print_calibration(measurements: Sequence[Measurement], console: Console, *, path: Path) -> None:
+    """Say what plans for each kind of device are corrected by, and by which runs."""
+    if not measurements:
+        console.print(f"no run was measured here yet: plans are uncalibrated, +-{UNCALIBRATED.spread:.0%}")
+        console.print(f"runs with 20 steady steps are kept in {path}", markup=False)
         return
-    console.print(
-        f"{gpu}: times x "
-        + ", ".join(f"{factor:.2f} ({part})" for part, factor in calibration.factors.items())
-        + f"; activations x {calibration.activations:.2f}; then +-{calibration.spread:.0%}; from "
-        + ", ".join(calibration.runs),
-        markup=False,
-    )
+    for device, mine in _by_device(measurements).items():
+        calibration = calibrate(mine, gpu=device)
+        console.print(
+            f"{device}: {count_runs(calibration.runs)}, times x {_factors(calibration)}"
+            + (f", activations x {calibration.activations:.2f}" if _is_memory_known(mine) else "")
+            + f"; then +-{calibration.spread:.0%}",
+            markup=False,
+        )
+        _widen(console).print(_runs_table(mine))
+    console.print(f"kept in {path}; a run is left out by deleting it there", markup=False)
+
+
+def _is_memory_known(measurements: Sequence[Measurement]) -> bool:
+    return any(one.memory_bytes is not None for one in measurements)
+
+
+def _by_device(measurements: Sequence[Measurement]) -> dict[str, list[Measurement]]:
+    names = dict.fromkeys(one.gpu for one in measurements)
+    return {name: [one for one in measurements if one.gpu == name] for name in names}
+
+
+def _factors(calibration: Calibration) -> str:
+    """Write the factors of parts; where all are the same, once."""
+    shown = [f"{factor:.2f}" for factor in calibration.factors.values()]
+    if len(set(shown)) == 1:
+        return shown[0]
+    return ", ".join(f"{factor} ({part})" for factor, part in zip(shown, calibration.factors, strict=True))
+
+
+def _runs_table(measurements: Sequence[Measurement]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in ("run, newest last", "planned s/step", "measured", "ratio", "planned GiB", "measured"):
+        table.add_column(name, justify="left" if name.startswith("run") else "right")
+    for one in measurements:
+        is_known = one.memory_bytes is not None and one.planned_memory_bytes is not None
+        rooms = [f"{(size or 0) / 2**30:.1f}" for size in (one.planned_memory_bytes, one.memory_bytes)]
+        table.add_row(
+            one.run,
+            f"{one.planned_step_s:.3g}",
+            f"{one.step_s:.3g}",
+            f"{one.step_s / one.planned_step_s:.2f}",
+            *(rooms if is_known else ("-", "-")),
+        )
+    return table
+
+
+def calibration_dict(measurements: Sequence[Measurement], *, path: Path) -> dict[str, Any]:
+    """Give the same as plain values."""
+    devices = {
+        name: {**asdict(calibrate(mine, gpu=name)), "measurements": [asdict(one) for one in mine]}
+        for name, mine in _by_device(measurements).items()
+    }
+    return {"path": str(path), "devices": devices}

@@ -20,6 +20,7 @@ from toolkit.data.mixture import mean_unigram_loss, open_members
 from toolkit.errors import RunError, ToolkitError
 from toolkit.launch.archive import upload_run
 from toolkit.launch.ledger import Attempt, find_job_record, read_attempts, read_failures
+from toolkit.launch.measured import describe_measured
 from toolkit.launch.prepare import PreparationJobs, read_share
 from toolkit.launch.submit import job_status
 from toolkit.monitor import metrics
@@ -64,6 +65,7 @@ def describe(run_dir: RunDir) -> dict[str, Any]:
         "validation_loss": _newest_validation(run_dir, every=cfg.monitor.eval_every),
         "unigram_loss": _unigram_loss(cfg.data),
         "tokens_per_s": last.get(metrics.TOKENS_PER_S) if last else None,
+        **describe_measured(run_dir),
         "attempts": [_plain_attempt(attempt, status) for attempt in attempts],
         "failures": [asdict(failure) for failure in failures],
     }
@@ -157,6 +159,8 @@ def print_run(run_dir: RunDir, console: Console, *, as_json: bool) -> None:
     console.print(f"loss: first {_number(run['first_loss'])}, last {_number(run['last_loss'])}, "
                   f"validation {_number(run['validation_loss'])}; "
                   f"always guessing by unigram frequencies {_number(run['unigram_loss'])}")  # fmt: skip
+    if run["comparison"] is not None:
+        console.print(run["comparison"], markup=False)
     for attempt in run["attempts"]:
         console.print(_attempt_text(attempt), markup=False)
     _print_trouble(run_dir, run, console)

@@ -30,13 +30,14 @@ from toolkit.launch.ledger import (
     read_failures,
     write_job_record,
 )
+from toolkit.launch.measured import keep_measurement
 from toolkit.launch.nodes import NodeLedger, choose_exclusions
 from toolkit.launch.verdict import BY_SCHEDULER, Ending, blame, decide, first_line
 from toolkit.log import setup_logging
 from toolkit.monitor.history import newest_steps
 from toolkit.rundir import RunDir
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("toolkit.launch.after")  # run as a program its __name__ is another, of which nothing is shown
 
 # Without its controller the job's nodes serve nobody else either, so there is nothing better to do than to wait.
 _PATIENCE_S = 86400.0
@@ -62,6 +63,7 @@ class After:
         is_halted = self.run_dir.halt_path.exists() or fate is Fate.CANCELLED
         is_own_end = fate in {Fate.OPEN, Fate.UNKNOWN} and not is_halted
         self._blame(self._close_attempt(failures, is_own_end=is_own_end))
+        self._keep_measurement()
         if fate is Fate.REQUEUED:
             self._tell_next(BY_SCHEDULER)
             return EXIT_DONE
@@ -86,6 +88,12 @@ class After:
                 self._nodes.record(node, attempt.cause, now=time.time(), **about)
         except (OSError, ToolkitError) as error:
             log.warning("%s cannot be written: %s", self._nodes.path, error)
+
+    def _keep_measurement(self) -> None:
+        try:
+            log.info("%s", keep_measurement(self.run_dir))
+        except Exception as error:  # what is measured never stops a run: the next plan is worth less than this one
+            log.warning("later plans are not corrected by this run: %s", first_line(str(error)))
 
     @property
     def _nodes(self) -> NodeLedger:

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from toolkit.config.schema import RunConfig
-from toolkit.plan.calibration import Calibration, Measurement, calibrate, read_measurements
+from toolkit.launch.expected import name_device
+from toolkit.plan.calibration import CALIBRATION, Calibration, Measurement, calibrate, read_measurements
 from toolkit.plan.hardware import Hardware, find_hardware, read_hardware
 from toolkit.plan.proposal import Plan
 from toolkit.plan.search import Wish, find_nodes, plot_counts, rank_plans, scan_nodes
@@ -15,26 +16,33 @@ from toolkit.plan.search import Wish, find_nodes, plot_counts, rank_plans, scan_
 class Site:
     """What is kept beside a site profile."""
 
+    folder: Path
     hardware: Mapping[str, Hardware]
     """Devices that the site describes itself (hardware.yaml)."""
     measurements: tuple[Measurement, ...]
     """Of its runs (calibration.json)."""
 
+    @property
+    def calibration_path(self) -> Path:
+        """Where the measurements are."""
+        return self.folder / CALIBRATION
+
     def find_hardware(self, gpu_type: str | None) -> Hardware:
         """Find a device among the site's own and the known ones."""
         return find_hardware(gpu_type, site=self.hardware)
 
-    def calibrate(self, hardware: Hardware) -> Calibration:
-        """Say what plans for a device are corrected by."""
-        return calibrate(self.measurements, gpu=hardware.name)
+    def calibrate(self, device: str) -> Calibration:
+        """Say what plans for a device are corrected by, by the name that `name_device` gives it."""
+        return calibrate(self.measurements, gpu=device)
 
 
 def read_site(folder: Path) -> Site:
     """Read what the folder of a site profile holds besides it."""
     hardware = folder / "hardware.yaml"
     return Site(
+        folder=folder.absolute(),
         hardware=read_hardware(hardware) if hardware.is_file() else {},
-        measurements=tuple(read_measurements(folder / "calibration.json")),
+        measurements=tuple(read_measurements(folder / CALIBRATION)),
     )
 
 
@@ -45,7 +53,7 @@ def rank_layouts(cfg: RunConfig, site: Site, *, wish: Wish | None) -> list[Plan]
         ConfigError: nothing fits, or the wish cannot be fulfilled.
     """
     hardware = site.find_hardware(cfg.cluster.gpu_type)
-    calibration = site.calibrate(hardware)
+    calibration = site.calibrate(name_device(hardware, cfg.cluster))
     if wish is not None:
         found = find_nodes(cfg, wish, hardware=hardware, calibration=calibration)
         cfg = replace(cfg, cluster=found.cfg.cluster)
@@ -56,4 +64,4 @@ def plan_over_nodes(cfg: RunConfig, site: Site) -> dict[int, Plan]:
     """Plan the run on numbers of nodes around the one that is asked for."""
     hardware = site.find_hardware(cfg.cluster.gpu_type)
     counts = plot_counts(cfg.cluster.nodes)
-    return scan_nodes(cfg, counts, hardware=hardware, calibration=site.calibrate(hardware))
+    return scan_nodes(cfg, counts, hardware=hardware, calibration=site.calibrate(name_device(hardware, cfg.cluster)))

@@ -14,6 +14,7 @@ from toolkit.config.check import check_config
 from toolkit.config.load import COMMAND_LINE, Loaded, dump_config
 from toolkit.config.schema import ClusterSection, RunConfig
 from toolkit.errors import ClusterError, ConfigError, Problem, RunError, StorageError, ToolkitError
+from toolkit.launch.expected import Expected, expect, name_device, write_expected
 from toolkit.launch.gate import check_data, check_partition, check_places, refuse_foreign_checkpoint
 from toolkit.launch.ledger import JobRecord, find_job_record, read_attempts, write_job_record
 from toolkit.launch.nodes import NodeLedger, choose_exclusions
@@ -33,6 +34,7 @@ class Request:
     asked: RunConfig
     """What the plan fills is still open in it."""
     plan: Plan
+    expected: Expected
     spec: JobSpec
     script: str
     start: str
@@ -65,7 +67,8 @@ def prepare_request(loaded: Loaded, site: Site) -> Request:
     run_dir = RunDir(Path(cfg.run.root) / cfg.run.name)
     refuse_live(run_dir)
     hardware = site.find_hardware(cfg.cluster.gpu_type)
-    plan = resolve(cfg, hardware=hardware, calibration=site.calibrate(hardware))
+    device = name_device(hardware, _name_scheduler(cfg.cluster, cluster))
+    plan = resolve(cfg, hardware=hardware, calibration=site.calibrate(device))
     refuse_foreign_checkpoint(plan.cfg, run_dir)
     left_out = _leave_out(plan.cfg, cluster)
     spec = _make_spec(plan.cfg, run_dir, partition)
@@ -75,6 +78,7 @@ def prepare_request(loaded: Loaded, site: Site) -> Request:
         run_dir=run_dir,
         asked=_make_absolute(_place_source(loaded)),
         plan=plan,
+        expected=expect(plan, device=device, site_dir=site.folder, attempts_before=len(read_attempts(run_dir))),
         spec=spec,
         script=cluster.render(spec),
         start=cluster.check(spec),
@@ -107,7 +111,11 @@ def fill_for_plan(loaded: Loaded) -> RunConfig:
     """Fill in the cluster without asking for a run's data or directory: for a look ahead on any machine."""
     cluster = open_cluster(loaded.config.cluster.scheduler, state_dir=state_dir(Path(loaded.config.run.root)))
     cfg, _ = _fill(loaded, cluster.limits(), checks=())
-    return cfg
+    return replace(cfg, cluster=_name_scheduler(cfg.cluster, cluster))
+
+
+def _name_scheduler(section: ClusterSection, cluster: Cluster) -> ClusterSection:
+    return replace(section, scheduler="local" if cluster.name == "local" else "slurm")
 
 
 def carry_out(request: Request) -> str:
@@ -153,6 +161,7 @@ def _write_run_dir(request: Request) -> None:
     storage.write_atomic(str(run_dir.asked_path), dump_config(request.asked).encode())
     storage.write_atomic(str(run_dir.config_path), dump_config(request.plan.cfg).encode())
     storage.write_atomic(str(run_dir.plan_path), plan_text(request.plan).encode())
+    write_expected(run_dir, request.expected)
 
 
 def find_job(run_dir: RunDir) -> tuple[Cluster, str] | None:

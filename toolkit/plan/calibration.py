@@ -12,6 +12,8 @@ from toolkit.errors import StorageError
 from toolkit.plan.memory import StageMemory
 from toolkit.plan.speed import StepTime
 
+CALIBRATION = "calibration.json"
+"""Name of the file of measurements, beside the site profile."""
 SPREAD = 0.15
 """Part by which an uncalibrated time may be off either way: 8 of 10 published runs of sources that were left out
 of the fit are within it (benchmarks/planner_accuracy.py)."""
@@ -39,7 +41,7 @@ class Measurement:
 
     run: str
     gpu: str
-    """Name of the device, as the table of hardware has it."""
+    """Name of the device as the table of hardware has it; of CPUs also what a rank has of them."""
     step_s: float
     """Median of at least 20 steps after the first ones."""
     planned: Mapping[str, float]
@@ -143,7 +145,7 @@ def _activations(measurements: Sequence[Measurement]) -> float:
 
 
 def read_measurements(path: Path) -> list[Measurement]:
-    """Read what was kept; nothing there: nothing was measured.
+    """Read what was kept; nothing there: nothing was measured. What another version of the toolkit added is left out.
 
     Raises:
         StorageError: the file is not what `add_measurement` gave.
@@ -151,11 +153,15 @@ def read_measurements(path: Path) -> list[Measurement]:
     if not path.is_file():
         return []
     try:
-        return [Measurement(**told) for told in json.loads(path.read_text(encoding="utf-8"))]
-    except (ValueError, TypeError) as error:
+        return [_from_plain(told) for told in json.loads(path.read_text(encoding="utf-8"))]
+    except (ValueError, TypeError, AttributeError) as error:
         raise StorageError(
             f"{path} holds no measurements: {error}\n  plans are corrected by it\n  delete it: runs write it anew"
         ) from error
+
+
+def _from_plain(told: Mapping[str, Any]) -> Measurement:
+    return Measurement(**{name: value for name, value in told.items() if name in Measurement.__dataclass_fields__})
 
 
 def add_measurement(known: Sequence[Measurement], new: Measurement) -> list[dict[str, Any]]:

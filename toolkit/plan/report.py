@@ -82,7 +82,7 @@ def verdict(memory_part: float) -> str:
 def plan_text(plan: Plan) -> str:
     """Write what is expected of a run, for people."""
     cfg, speed, layout = plan.cfg, plan.speed, plan.layout
-    spread = f"+-{speed.spread:.0%}, {_calibrated(plan)}"
+    spread = f"+-{speed.spread:.0%}, {count_runs(plan.calibration.runs)}"
     lines = [
         f"model      {num_parameters(cfg.model):,} parameters, {cfg.model.num_hidden_layers} blocks",
         f"layout     {layout.stages} stages x {layout.replicas} replicas on {cfg.cluster.nodes} nodes x "
@@ -108,9 +108,9 @@ def _interval(value: float, spread: float) -> str:
     return f"{value * (1 - spread):.3g} to {value * (1 + spread):.3g}"
 
 
-def _calibrated(plan: Plan) -> str:
-    runs = plan.calibration.runs
-    return f"calibrated by {len(runs)} runs" if runs else "uncalibrated"
+def count_runs(runs: Sequence[str]) -> str:
+    """Say by how many runs a plan is calibrated."""
+    return f"calibrated by {len(runs)} run{'s' if len(runs) > 1 else ''}" if runs else "uncalibrated"
 
 
 def _stage_lines(plan: Plan) -> list[str]:

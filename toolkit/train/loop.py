@@ -91,6 +91,7 @@ class Training:
         self.topology = Topology(stages=cfg.parallel.stages, replicas=cfg.replicas)
         self.replica = self.topology.replica_of(around.world.rank)
         self.step_times = StepTimes()
+        self.peak_bytes = 0
         self.seconds: dict[str, float] = {}
         with self._timed("build"):
             self.engine: Engine = build_engine(cfg, boundaries=around.boundaries, device=around.world.device)
@@ -178,8 +179,8 @@ class Training:
             metrics.TOKENS: float((self.step + 1) * self.cfg.batch.tokens_per_step),
             **self.around.rate.step(step_s=now - started, data_s=read - started),
         }
-        if self.around.world.device.type == "cuda":
-            values[metrics.PEAK_GIB] = torch.cuda.max_memory_allocated() / 2**30
+        if self.peak_bytes:
+            values[metrics.PEAK_GIB] = self.peak_bytes / 2**30
         eta_s = self.around.rate.eta_s(self.cfg.num_steps - self.step - 1)
         if eta_s is not None:
             values[metrics.ETA_S] = eta_s
@@ -205,11 +206,16 @@ class Training:
         return None
 
     def _agree(self) -> tuple[tuple[End, str] | None, bool]:
-        """Ask all ranks whether one of them has a reason to stop, and rank 0 whether to save: all act alike."""
+        """Ask all ranks whether one of them has a reason to stop, and rank 0 whether to save: all act alike.
+
+        On the way they learn how full the fullest of them is.
+        """
         judge = self.around.judge
         step_s = self.step_times.longest(evaluates=self._is_due(self.cfg.monitor.eval_every, step=self.step + 1))
         mine = judge.reason(now=time.time(), step_s=step_s, save_s=self.saving.longest_save_s)
-        agreed, is_save_due = self.around.world.agree([mine, self.saving.is_due(self.step)])
+        peak_bytes = torch.cuda.max_memory_reserved() if self.around.world.device.type == "cuda" else 0
+        told = [mine, self.saving.is_due(self.step), peak_bytes]
+        agreed, is_save_due, self.peak_bytes = self.around.world.agree(told)
         judge.hear(Stop(agreed))
         if self.step < self.cfg.num_steps and agreed == Stop.TIME_LIMIT:
             return (End.REQUEUE, judge.why), False

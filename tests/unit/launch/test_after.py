@@ -1,5 +1,6 @@
 """What comes after an attempt: who is blamed, and that trouble of others does not end a run."""
 
+import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -7,14 +8,17 @@ from typing import Any
 
 import pytest
 
+from tests.unit.plan.test_search import H100, config
 from toolkit.cluster.base import JobState, JobStatus, Node
 from toolkit.cluster.choose import OwnJob
 from toolkit.cluster.local import LocalCluster
 from toolkit.config.schema import ClusterSection, RunConfig
 from toolkit.errors import EXIT_DONE, ClusterError
 from toolkit.launch.after import After
+from toolkit.launch.expected import expect, write_expected
 from toolkit.launch.ledger import Attempt, Failure, begin_attempt, read_attempts, write_failure
 from toolkit.launch.nodes import HANG, NodeLedger
+from toolkit.plan.proposal import plan_of
 from toolkit.rundir import RunDir
 
 KILLED = "rank 1 on node2: Killed"
@@ -105,6 +109,19 @@ def test_a_stop_that_kills_a_rank_at_its_start_is_the_fault_of_no_node(run_dir: 
 def test_a_ledger_that_cannot_be_written_does_not_end_the_run(run_dir: RunDir) -> None:
     NodeLedger(run_dir.root.parent).path.mkdir()
     assert act(run_dir) == [("requeue",)]
+
+
+def test_a_measurement_that_cannot_be_kept_does_not_end_the_run(
+    run_dir: RunDir, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan = plan_of(config("parallel.stages=2", "parallel.zero_stage=1", "batch.micro_batch=1"), hardware=H100)
+    write_expected(run_dir, expect(plan, device="H100", site_dir=tmp_path / "site", attempts_before=0))
+    steps = [{"step": step, "attempt": "7.0", "speed/step_s": 1.0} for step in range(1, 40)]
+    run_dir.metrics_path.write_text("".join(json.dumps(step) + "\n" for step in steps), encoding="utf-8")
+    (tmp_path / "site" / "calibration.json").write_text("{", encoding="utf-8")
+    assert act(run_dir) == [("requeue",)]
+    assert "later plans are not corrected by this run" in caplog.text
+    assert "calibration.json holds no measurements" in caplog.text
 
 
 def test_nodes_that_cannot_be_listed_do_not_end_the_run(run_dir: RunDir) -> None:

@@ -1,13 +1,21 @@
 """What is printed of plans."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
 from tests.unit.plan.test_search import H100, config
-from toolkit.cli.plan import between, plans_dict, print_calibration, print_nodes, print_plans, write_figure
-from toolkit.plan.calibration import UNCALIBRATED, calibrate
+from toolkit.cli.plan import (
+    between,
+    calibration_dict,
+    plans_dict,
+    print_calibration,
+    print_nodes,
+    print_plans,
+    write_figure,
+)
 from toolkit.plan.proposal import measurement_of
 from toolkit.plan.report import plan_text
 from toolkit.plan.search import rank_plans, scan_nodes
@@ -45,9 +53,16 @@ def test_nodes_calibration_and_picture(tmp_path: Path) -> None:
     print_nodes(plans, console)
     write_figure(plans, tmp_path / "plan.svg", title="7b")
     assert (tmp_path / "plan.svg").read_text().startswith("<svg")
-    print_calibration(UNCALIBRATED, console, gpu="H100")
-    one = measurement_of(plans[8], step_s=plans[8].speed.step_s * 1.1)
-    print_calibration(calibrate([one], gpu="H100"), console, gpu="H100")
+    print_calibration([], console, path=tmp_path)
+    one = measurement_of(plans[8], step_s=plans[8].speed.step_s * 1.1, memory_bytes=plans[8].fullest_bytes)
+    print_calibration([one, replace(one, gpu="A100")], console, path=tmp_path)
+    slow = measurement_of(plans[4], step_s=plans[4].speed.step_s * 1.4)
+    print_calibration([one, replace(slow, run="slow")], console, path=tmp_path)
     text = printed(console)
     assert "plans are uncalibrated" in text
-    assert "1.10 (products)" in text
+    assert "H100: calibrated by 1 run, times x 1.10, activations x 1.00; then +-5%" in text
+    assert "A100: calibrated by 1 run" in text
+    assert "H100: calibrated by 2 runs" in text
+    assert " (products)" in text
+    told = calibration_dict([one], path=tmp_path)["devices"]["H100"]
+    assert told["measurements"][0]["step_s"] == one.step_s
