@@ -238,6 +238,9 @@ def _plan(asked: argparse.Namespace) -> None:
     if asked.plot is not None:
         over_nodes = plan_over_nodes(plans[0].cfg if wish else cfg, site)
         planning.write_figure(over_nodes, asked.plot, title=cfg.run.name)
+        if not asked.json:
+            console.print(f"the best on other numbers of nodes, drawn in {asked.plot}:", markup=False)
+            planning.print_nodes(over_nodes, console)
 
 
 def _status(asked: argparse.Namespace) -> None:

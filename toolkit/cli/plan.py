@@ -58,7 +58,7 @@ def _table(rows: Sequence[PlanRow], first: Plan) -> Table:
         "GiB",
         "bubble",
         "GPU-h",
-        "days",
+        "lasts",
     ):
         table.add_column(name, justify="left" if name.startswith("stages") else "right", no_wrap=True)
     for number, row in enumerate(rows, 1):
@@ -73,7 +73,7 @@ def _table(rows: Sequence[PlanRow], first: Plan) -> Table:
             room,
             f"{row.bubble:.0%}",
             f"{row.gpu_hours:,.0f}" if row.gpu_hours >= 10 else f"{row.gpu_hours:.2g}",
-            between(row.days * (1 - spread), row.days * (1 + spread)),
+            _lasting(row.days, spread),
             style=_STYLES[row.verdict],
         )
     return table
@@ -90,13 +90,21 @@ def between(low: float, high: float) -> str:
     return f"{low:.{digits}f}-{high:.{digits}f}"
 
 
+def _lasting(days: float, spread: float) -> str:
+    """Write how long a run lasts, in the largest unit that makes one of it."""
+    unit, size = next(
+        ((unit, size) for unit, size in (("d", 1.0), ("h", 24.0), ("min", 1440.0)) if days * size >= 1), ("s", 86400.0)
+    )
+    return f"{between(days * size * (1 - spread), days * size * (1 + spread))} {unit}"
+
+
 def print_nodes(plans: dict[int, Plan], console: Console) -> None:
     """Print the best layout on each number of nodes."""
     table = Table(box=None, pad_edge=False)
-    for name in ("nodes", "layout", "s/step", "MFU", "GiB", "GPU-hours", "days"):
+    for name in ("nodes", "layout", "s/step", "MFU", "GiB", "GPU-hours", "lasts"):
         table.add_column(name, justify="left" if name == "layout" else "right", no_wrap=True)
     for nodes, plan in sorted(plans.items()):
-        speed, row = plan.speed, plan_rows([plan])[0]
+        row = plan_rows([plan])[0]
         table.add_row(
             str(nodes),
             _layout(row),
@@ -104,7 +112,7 @@ def print_nodes(plans: dict[int, Plan], console: Console) -> None:
             f"{row.mfu:.1%}",
             f"{row.memory_gib:.1f}",
             f"{row.gpu_hours:,.0f}",
-            between(row.days * (1 - speed.spread), row.days * (1 + speed.spread)),
+            _lasting(row.days, plan.speed.spread),
         )
     _widen(console).print(table)
 

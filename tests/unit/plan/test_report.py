@@ -52,7 +52,7 @@ def test_nodes_calibration_and_picture(tmp_path: Path) -> None:
     plans, console = scan_nodes(config(), [4, 8], hardware=H100), wide()
     print_nodes(plans, console)
     write_figure(plans, tmp_path / "plan.svg", title="7b")
-    assert (tmp_path / "plan.svg").read_text().startswith("<svg")
+    assert (tmp_path / "plan.svg").read_text().startswith("<?xml")
     print_calibration([], console, path=tmp_path)
     one = measurement_of(plans[8], step_s=plans[8].speed.step_s * 1.1, memory_bytes=plans[8].fullest_bytes)
     print_calibration([one, replace(one, gpu="A100")], console, path=tmp_path)

@@ -142,9 +142,11 @@ def test_the_picture_is_whole_and_names_each_plan() -> None:
     assert plot_counts(8) == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64]
     assert plot_counts(1)[:3] == [1, 2, 3]
     plans = scan_nodes(config(), [1, 2, 4, 8, 16], hardware=H100)
-    document = parseString(draw_plans(plans, title="7b & more"))
-    titles = [node.firstChild.data for node in document.getElementsByTagName("title")]
-    assert len(titles) == 2 * len(plans)
-    assert all("GPU-hours" in title for title in titles)
+    picture = draw_plans(plans, title="7b & more")
+    assert picture == draw_plans(plans, title="7b & more")
+    words = [text.firstChild.data for text in parseString(picture).getElementsByTagName("text")]
+    assert "7b & more" in words
+    assert len([text for text in words if text.endswith(" GPU-h")]) == len(plans)
+    assert all(f"{plan.layout.stages}x{plan.layout.replicas}" in words for plan in plans.values())
     whole = ("parallel.stages=1", "parallel.zero_stage=1", "batch.micro_batch=1", "parallel.recompute=true")
     assert parseString(draw_plans({1: plan_of(config(*whole), hardware=CPU)}, title="one, unchecked memory"))
