@@ -61,6 +61,6 @@ def test_everything_of_a_run_may_lie_on_hdfs(remote_dir: str, tmp_path: Path) ->
 
 def test_a_name_node_that_is_away_is_told_before_anything_is_submitted(tmp_path: Path) -> None:
     done = submit_without_data(tmp_path / "runs", "data.path=hdfs://127.0.0.1:9/tokens", "cluster.scheduler=local")
-    assert done.returncode == 2
+    assert done.returncode == 3
     assert "hdfs://127.0.0.1:9 must answer" in done.stderr
     assert not (tmp_path / "runs").exists()

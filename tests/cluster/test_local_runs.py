@@ -225,6 +225,7 @@ def test_bad_input_is_refused_at_once_and_leaves_nothing(tmp_path: Path, dataset
     assert "did you mean model.hidden_size" in done.stderr
     assert "'abc' is no number" in done.stderr
     done = submit(root, tmp_path / "nothing", LOCAL)
+    assert done.returncode == 3
     assert "does not exist" in done.stderr
     large = ("model.hidden_size=65536", "model.intermediate_size=262144", "model.num_hidden_layers=100")
     done = submit(root, dataset, *large, LOCAL)
@@ -236,14 +237,13 @@ def test_bad_input_is_refused_at_once_and_leaves_nothing(tmp_path: Path, dataset
     assert not root.exists()
 
 
-def test_a_damaged_shard_and_a_small_vocabulary_are_refused(tmp_path: Path) -> None:
+def test_a_damaged_shard_is_refused_by_its_check(tmp_path: Path) -> None:
     dataset, manifest = make_dataset(tmp_path)
     shard = dataset / manifest.splits["train"][0].path
     os.truncate(shard, shard.stat().st_size - 1)
-    done = submit(tmp_path / "runs", dataset, "model.num_hidden_layers=2", LOCAL)
-    assert f"{shard} has" in done.stderr
-    done = submit(tmp_path / "runs", dataset, "--dry-run", LOCAL, "model.hidden_size=32")
-    assert done.returncode == 2
+    done = submit(tmp_path / "runs", dataset, "model.num_hidden_layers=2", "--dry-run", LOCAL)
+    assert done.returncode == 3
+    assert f"shards: {shard} has" in done.stderr
 
 
 def test_a_crashed_node_is_survived_by_a_restart_from_the_last_save(tmp_path: Path, dataset: Path) -> None:
@@ -265,7 +265,8 @@ def test_a_mixture_is_trained_validated_and_held_to_its_datasets(tmp_path: Path,
     other = tmp_path / "other"
     prepare(Preparation(inputs=(str(corpus),), tokenizer=str(dataset), validation=0.2), other)
     both = f"data.mixture={{{dataset}: 3, {other}: 1}}"
-    done = submit_without_data(tmp_path / "runs", both, "data.path=null", "data.seq_len=65_536", LOCAL)
+    long = ("data.seq_len=65_536", "batch.tokens_per_step=65_536")
+    done = submit_without_data(tmp_path / "runs", both, "data.path=null", *long, LOCAL)
     for path in (dataset, other):
         assert f"the train split of {path} has" in done.stderr
     mixed = ("data.path=null", "data.replica_split=hash", "data.document_mask=true", "run.tokens=20_480", *SPLIT)

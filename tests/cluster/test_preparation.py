@@ -77,7 +77,7 @@ def test_text_becomes_tokens_before_the_run_and_then_stays(
     assert "is made first" not in again.stdout
     (corpus[0] / "5.jsonl").write_bytes((corpus[0] / "4.jsonl").read_bytes())
     refused = submit_without_data(tmp_path / "runs", *words)
-    assert refused.returncode == 2
+    assert refused.returncode == 3
     assert "5.jsonl is new" in refused.stderr
     shutil.rmtree(corpus[0])
     assert submit_without_data(tmp_path / "runs", *words, "--dry-run").returncode == 0  # what stands is enough

@@ -16,16 +16,16 @@ from rich.text import Text
 from toolkit.cli.show import print_json
 from toolkit.cluster.base import JobState, NodeLoad, PartitionLimits, QueuedJob, View
 from toolkit.cluster.choose import open_cluster
-from toolkit.cluster.view import nodes_of, shorten_nodes, waiting
+from toolkit.cluster.view import nodes_of, say_duration, say_when, shorten_nodes, waiting
 from toolkit.config.load import find_profile, load_config
-from toolkit.launch.outlook import Outlook, Start, look_ahead
+from toolkit.launch.outlook import Outlook, look_ahead
 from toolkit.launch.snapshot import checkout_dir
+from toolkit.launch.start import Start
 from toolkit.launch.submit import state_dir
 
 _PATIENCE_S = 1.0
 _ANSWER_S = 5.0  # of one command: a person waits
 _ROWS = 6  # of a list on the screen; JSON has all
-_DAY_S = 86400.0
 _ROUGH_S = 600.0  # a difference that is worth a line
 
 
@@ -131,7 +131,7 @@ def _partition_table(view: View, own: PartitionLimits) -> Table:
         num_running = sum(job.state is not JobState.PENDING for job in jobs)
         table.add_row(
             Text(f"{limits.name}{'*' if limits.is_default else ''}{'' if limits.is_up else ' (closed)'}"),
-            "none" if limits.max_time_s is None else _duration(limits.max_time_s),
+            "none" if limits.max_time_s is None else say_duration(limits.max_time_s),
             *(str(count) for count in (len(nodes), *_count_nodes(nodes))),
             f"{_free_gpus(nodes)} of {total}" if total else "-",
             Text(_gpu_kinds(nodes)),
@@ -210,19 +210,19 @@ def _print_jobs(view: View, partition: PartitionLimits, console: Console) -> Non
 def _waiting_row(job: QueuedJob, view: View) -> list[str]:
     tasks = f"{job.num_tasks} x " if job.num_tasks > 1 else ""
     size = f"{tasks}{_plural(job.num_nodes, 'node')}"
-    limit = "no limit" if job.time_limit_s is None else f"for {_duration(job.time_limit_s)}"
-    planned = "not planned" if job.start_time is None else f"planned {_when(job.start_time, view.time)}"
+    limit = "no limit" if job.time_limit_s is None else f"for {say_duration(job.time_limit_s)}"
+    planned = "not planned" if job.start_time is None else f"planned {say_when(job.start_time, view.time)}"
     return [_cut(job.job_id, 12), _cut(job.user, 8), size, limit, planned, job.reason]
 
 
 def _ends(job: QueuedJob, view: View) -> str:
-    return "without an end" if job.end_time is None else _when(job.end_time, view.time)
+    return "without an end" if job.end_time is None else say_when(job.end_time, view.time)
 
 
 def _answer(outlook: Outlook) -> list[str]:
     """Say what would start soonest, and what to know about it."""
     view, starts, last = outlook.view, outlook.starts, outlook.starts[-1]
-    limit = "no time limit" if outlook.time_limit_s is None else _duration(outlook.time_limit_s)
+    limit = "no time limit" if outlook.time_limit_s is None else say_duration(outlook.time_limit_s)
     head = f"a run of {_plural(outlook.nodes, 'node')} in {outlook.partition.name} ({limit}): "
     if not outlook.partition.is_up:
         return [f"{head}partition {outlook.partition.name} is closed: jobs may be taken, none starts"]
@@ -242,14 +242,14 @@ def _answer(outlook: Outlook) -> list[str]:
         lines.append(f"  or later: {count} ahead that Slurm has not planned yet")
     rough = last.slurm_time
     if rough is not None and (last.start_time is None or abs(rough - last.start_time) > _ROUGH_S):
-        said = _when(rough, view.time)
+        said = say_when(rough, view.time)
         lines.append(f"  sbatch --test-only says {said}: it lets all that waits go first, and fills no gaps")
     return lines
 
 
 def _offer(start: Start, view: View) -> str:
     assert start.start_time is not None, "an offer without a time"
-    when = _when(start.start_time, view.time)
+    when = say_when(start.start_time, view.time)
     return f"{when} (preempts job {', '.join(start.preempts)})" if start.preempts else when
 
 
@@ -281,21 +281,3 @@ def _whole_minutes(seconds: float) -> int:
 
 def _clock(moment: float | None) -> str:
     return "-" if moment is None else time.strftime("%m-%d %H:%M", time.localtime(moment))
-
-
-def _when(moment: float, now: float) -> str:
-    """Say how far away a moment is: `now`, `in 25 min`, `in about 3 h`."""
-    left_s = moment - now
-    if left_s < 60:
-        return "now"
-    if left_s < 5400:
-        return f"in {_whole_minutes(left_s)} min"
-    return f"in about {left_s / 3600:.0f} h" if left_s < 2 * _DAY_S else f"in about {left_s / _DAY_S:.0f} d"
-
-
-def _duration(seconds: float) -> str:
-    """Write a time: `45 min`, `12 h`, `2 h 50 min`, `2 d`."""
-    hours, minutes = divmod(_whole_minutes(seconds), 60)
-    if hours >= 48:
-        return f"{seconds / _DAY_S:.3g} d"
-    return " ".join([f"{hours} h"] * (hours > 0) + [f"{minutes} min"] * (minutes > 0 or hours == 0))

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from toolkit.cli import cluster, nodes, show
 from toolkit.cli import plan as planning
+from toolkit.cli.findings import print_findings
 from toolkit.cluster.base import JobState
 from toolkit.config.load import Loaded, find_profile, load_config, parse_seconds
 from toolkit.errors import EXIT_DONE, RunError, ToolkitError
@@ -108,6 +109,9 @@ def _add_submit_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--follow", action="store_true", help="show progress until the job ends; Ctrl-C leaves it running"
     )
+    verb.add_argument(
+        "--accept", action="append", default=[], metavar="CHECK", help="submit although this check refuses; repeatable"
+    )
 
 
 def _add_plan(verbs: Any) -> None:
@@ -181,14 +185,14 @@ def _job_settings(asked: argparse.Namespace) -> list[str]:
 
 
 def _submit(asked: argparse.Namespace) -> None:
-    _hand_in(submit.prepare_request(_load(asked), _site()), asked)
+    _hand_in(submit.prepare_request(_load(asked), _site(), accept=asked.accept), asked)
 
 
 def _resume(asked: argparse.Namespace) -> None:
     run_dir = _find(asked)
     settings = [*asked.settings, *_job_settings(asked)]
     loaded = load_config(run_dir.asked_path, overrides=settings, profile=None)  # it was applied at the first submit
-    _hand_in(submit.prepare_request(loaded, _site()), asked)
+    _hand_in(submit.prepare_request(loaded, _site(), accept=asked.accept), asked)
 
 
 def _hand_in(request: submit.Request, asked: argparse.Namespace) -> None:
@@ -196,6 +200,7 @@ def _hand_in(request: submit.Request, asked: argparse.Namespace) -> None:
         why = "no Slurm here: " if request.plan.cfg.cluster.scheduler == "auto" else ""
         console.print(f"{why}{request.spec.nodes} nodes are emulated on this machine")
     console.print(plan_text(request.plan), end="")
+    print_findings(request.findings, console)
     for node, reason in request.left_out.items():
         console.print(f"left out   {node}: {reason}", markup=False)
     if request.preparation is not None:
@@ -203,8 +208,6 @@ def _hand_in(request: submit.Request, asked: argparse.Namespace) -> None:
     if asked.dry_run:
         console.print(f"\n{request.run_dir.script_path} would be:\n\n{request.script}")
         console.print(f"run directory {request.run_dir.root}; nothing was submitted")
-        if request.start:
-            console.print(f"Slurm: {request.start}", markup=False)
         return
     job_id = submit.carry_out(request)
     console.print(f"run {request.run_dir.name}: job {job_id} submitted, directory {request.run_dir.root}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from toolkit.cluster.accounting import Accounting
 from toolkit.config.schema import ClusterSection
 from toolkit.errors import ClusterError
 
@@ -357,6 +358,12 @@ class Cluster(Protocol):
 
     def look(self) -> View:
         """Read partitions, nodes, queue and reservations at once; takes no longer than a person waits."""
+
+    def accounting(self) -> Accounting | None:
+        """Read what the user's accounts and QOS allow; None: nothing is accounted here."""
+
+    def runs_here(self, partition: str) -> bool:
+        """Whether all nodes of a partition are this machine, so that they see what it sees."""
 
 
 def check_signal(name: str) -> None:

@@ -202,6 +202,13 @@ class LocalCluster:
             reservations=(),
         )
 
+    def accounting(self) -> None:
+        """Nobody is charged for emulated nodes."""
+
+    def runs_here(self, partition: str) -> bool:
+        """They are this machine."""
+        return True
+
     def _job_ids(self) -> list[str]:
         jobs = self.state_dir / "jobs"
         return [entry.name for entry in jobs.iterdir() if entry.name.isdigit()] if jobs.is_dir() else []

@@ -7,11 +7,13 @@ srun and --chdir. States are read from scontrol: without accounting sacct, which
 Source: submitit 1.5.4, slurm/slurm.py; Slurm 22.05.
 """
 
+import getpass
 import logging
 import os
 import random
 import re
 import shlex
+import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -19,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from toolkit import storage
+from toolkit.cluster.accounting import ASSOCIATION_COLUMNS, QOS_COLUMNS, Accounting, read_accounting
 from toolkit.cluster.answers import expand_nodes, parse_jobs, parse_nodes, parse_partitions, parse_state, read_exit_note
 from toolkit.cluster.base import JobSpec, JobState, JobStatus, Node, PartitionLimits, View, check_signal
 from toolkit.cluster.view import JOB_COLUMNS, LIVE_STATES, NODE_COLUMNS, read_view
@@ -28,6 +31,7 @@ log = logging.getLogger(__name__)
 
 PATIENCE_S = 10.0
 ANSWER_S = 60.0
+_DATABASE_S = 2.0
 _LONGEST_PAUSE_S = 20.0
 _RANK_LOG = "@RANK_LOG@"
 _PASSING = (
@@ -189,6 +193,38 @@ class SlurmCluster:
                     "  its controller is down or busy; what runs goes on\n  see `scontrol ping`, and try again"
                 ) from error
         return read_view(nodes, jobs, reservations, now=time.time())
+
+    def accounting(self) -> Accounting | None:
+        """Ask the controller for limits and use, and sacctmgr, where it answers, for what users may have of a QOS."""
+        user, act = getpass.getuser(), "show accounts"
+        asked = [
+            f"show qos format={','.join(QOS_COLUMNS)}",
+            f"show assoc user={user} format={','.join(ASSOCIATION_COLUMNS)}",
+        ]
+        with ThreadPoolExecutor(4) as threads:
+            config = threads.submit(self._call, ["scontrol", "show", "config"], act=act)
+            words = ["scontrol", "show", "assoc_mgr", f"users={user}", "flags=assoc,qos", "-o"]
+            limits = threads.submit(self._call, words, act=act)
+            rows = [threads.submit(self._ask_database, words.split()) for words in asked]
+            return read_accounting(
+                config.result(),
+                limits.result(),
+                qos_rows=rows[0].result(),
+                association_rows=rows[1].result(),
+                user=user,
+                uid=os.getuid(),
+            )
+
+    def _ask_database(self, words: Sequence[str]) -> str:
+        """Ask sacctmgr, which is of use where it answers at once."""
+        code, said, _ = _run(["sacctmgr", "-n", "-P", *words], script=None, environ=None, timeout_s=_DATABASE_S)
+        return said if code == 0 else ""
+
+    def runs_here(self, partition: str) -> bool:
+        """Compare the addresses of the nodes with this machine's."""
+        text = self._call(["sinfo", "-h", "-N", "-p", partition, "-o", "%o"], act="read the addresses of nodes")
+        own = {"localhost", "::1", socket.gethostname(), socket.gethostname().partition(".")[0]}
+        return all(address in own or address.startswith("127.") for address in text.split())
 
     def _state_by_accounting(self, job_id: str) -> JobStatus:
         command = ["sacct", "-n", "-X", "-P", "-j", job_id, "-o", "State,End"]

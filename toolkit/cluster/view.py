@@ -29,6 +29,7 @@ LIVE_STATES = "PENDING,RUNNING,COMPLETING,CONFIGURING,SUSPENDED"
 WAITS = "Requested node configuration is not available"
 """What `sbatch --test-only` says of a job for which nodes are down or reserved; sbatch takes it, and it waits."""
 
+_DAY_S = 86400.0
 _OVERDUE_S = 60.0  # a job past its end is being ended: KillWait and the site's epilog
 _MARKS = "*~#!%$@^-+"  # what sinfo writes behind a state
 _FREE = ("idle", "planned", "reserved", "powered_down")
@@ -284,6 +285,26 @@ def shorten_nodes(names: Iterable[str]) -> str:
         inside = ",".join(pieces)
         parts.append(f"{stem}[{inside}]" if len(numbers) > 1 else f"{stem}{inside}")
     return ",".join(parts)
+
+
+def say_when(moment: float, now: float) -> str:
+    """Say how far away a moment is: `now`, `in 25 min`, `in about 3 h`."""
+    left_s = moment - now
+    if left_s < 60:
+        return "now"
+    if left_s < 5400:
+        return f"in {math.floor(left_s / 60)} min"
+    return f"in about {left_s / 3600:.0f} h" if left_s < 2 * _DAY_S else f"in about {left_s / _DAY_S:.0f} d"
+
+
+def say_duration(seconds: float) -> str:
+    """Write a time: `40 s`, `45 min`, `12 h`, `2 h 50 min`, `2 d`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(math.floor(seconds / 60), 60)
+    if hours >= 48:
+        return f"{seconds / _DAY_S:.3g} d"
+    return " ".join([f"{hours} h"] * (hours > 0) + [f"{minutes} min"] * (minutes > 0 or hours == 0))
 
 
 def _timestamp(text: str | None) -> float | None:

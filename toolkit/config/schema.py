@@ -271,7 +271,8 @@ class ClusterSection:
     max_fruitless: Count = 3
     """Attempts in a row that may fail without getting further, before the run is left FAILED."""
     setup: list[str] = field(default_factory=list)
-    """Shell lines run on each job's first node before the ranks start (module load ...)."""
+    """Shell lines run on each job's first node before the ranks start (module load ...), and by the gate where the run
+    is submitted, to see whether python starts after them."""
     env: dict[str, str] = field(default_factory=dict)
     """Environment variables for every rank. Never a secret: they are written to the script."""
     sbatch_extra: dict[str, Any] = field(default_factory=dict)

@@ -27,6 +27,7 @@ from toolkit.errors import (
     RunError,
     ToolkitError,
 )
+from toolkit.launch.gate.versions import read_versions, refuse_differing, say_versions
 from toolkit.launch.health import is_wanted, refuse_bad_nodes
 from toolkit.launch.ledger import Attempt, Failure, begin_attempt, change_attempt, read_attempts, write_failure
 from toolkit.log import RankFormatter, setup_logging
@@ -72,7 +73,7 @@ def _attempt(cfg: RunConfig, run_dir: RunDir, world: World, stop: StopFlag, form
     record = Attempt(
         attempt=world.place.attempt,
         job_id=world.place.job_id,
-        nodes=tuple(dict.fromkeys(world.gather(world.place.node))),
+        nodes=_gather_nodes(world),
         layout=f"{cfg.parallel.stages} x {cfg.replicas}, ZeRO {cfg.parallel.zero_stage}",
         start_time=start_time,
         seconds=seconds,
@@ -100,6 +101,17 @@ def _attempt(cfg: RunConfig, run_dir: RunDir, world: World, stop: StopFlag, form
             _tell_end(run_dir, record.attempt, outcome, seconds=seconds)
         sinks.close(outcome.end.value)  # may take minutes; srun ends a rank that outlives the others by one
     return outcome
+
+
+def _gather_nodes(world: World) -> tuple[str, ...]:
+    """List the nodes of the attempt, the ranks of which must have the same versions. Collective.
+
+    Raises:
+        RefusedError: they do not; on every rank, with the same words.
+    """
+    by_node: dict[str, str] = dict(world.gather((world.place.node, say_versions(read_versions()))))
+    refuse_differing(by_node)
+    return tuple(by_node)
 
 
 def _own_start_time() -> float:

@@ -8,31 +8,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from toolkit.cluster.base import Cluster, JobSpec, JobState, PartitionLimits, QueuedJob, View, find_partition, make_spec
-from toolkit.cluster.slurm import SilentError
-from toolkit.cluster.view import WAITS, longest_now, nodes_of, plan_starts, read_preempted, read_start
+from toolkit.cluster.view import longest_now, nodes_of, plan_starts
 from toolkit.config.schema import ClusterSection
-from toolkit.errors import ClusterError, Problem
+from toolkit.errors import ClusterError
 from toolkit.launch.nodes import Exclusion, NodeLedger, choose_exclusions
+from toolkit.launch.start import Start, ask_start
 from toolkit.launch.submit import fill_section
 
 _MOST_ASKS = 5  # each is a call that the scheduler answers under its lock
 _SHORT_S = 600.0  # a gap that is no use to a run
 _IN_TURN = ("Priority", "Resources", "None", "")  # Slurm's reasons for jobs that only wait until nodes are free
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Start:
-    """When a run of so many nodes would begin. Times are Unix seconds."""
-
-    nodes: int
-    start_time: float | None
-    """Behind all that is planned; None: no one can say."""
-    slurm_time: float | None
-    """What `sbatch --test-only` says; None: nothing."""
-    preempts: tuple[str, ...]
-    """Jobs that would make way for it."""
-    refusal: str
-    """Why the scheduler would not take it; empty: it would."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,31 +122,7 @@ def _choose_counts(view: View, partition: str, section: ClusterSection, exclude:
 
 def _ask(cluster: Cluster, specs: Sequence[JobSpec], view: View) -> tuple[Start, ...]:
     with ThreadPoolExecutor(len(specs)) as threads:
-        return tuple(threads.map(lambda spec: _ask_one(cluster, spec, view), specs))
-
-
-def _ask_one(cluster: Cluster, spec: JobSpec, view: View) -> Start:
-    said = refusal = ""
-    try:
-        said = cluster.check(spec)
-    except SilentError:
-        pass  # too busy to say: the plan stands without it
-    except ClusterError as error:
-        refusal = Problem.parse(str(error)).what.removeprefix(f"Slurm refused to take {spec.name}: ")
-        if WAITS in refusal:
-            refusal = ""  # it would be taken, and wait
-    preempts = read_preempted(said)
-    partition = spec.partition or view.partitions[0].name
-    steps = plan_starts(view, partition=partition, time_s=spec.time_limit_s, exclude=spec.exclude, preempted=preempts)
-    start = next((moment for moment, count in steps if count >= spec.nodes), None)
-    is_closed = any(one.name == partition and not one.is_up for one in view.partitions)
-    return Start(
-        nodes=spec.nodes,
-        start_time=None if refusal or is_closed else start,
-        slurm_time=read_start(said),
-        preempts=preempts,
-        refusal=refusal,
-    )
+        return tuple(threads.map(lambda spec: ask_start(cluster, spec, view), specs))
 
 
 def _find_gap(view: View, partition: str, last: Start, time_limit_s: int | None, exclude: set[str]) -> float | None:

@@ -1,9 +1,10 @@
 """Check, freeze, submit: everything between the command and the queue."""
 
+import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,13 +16,17 @@ from toolkit.config.load import COMMAND_LINE, Loaded, dump_config
 from toolkit.config.schema import ClusterSection, RunConfig
 from toolkit.errors import ClusterError, ConfigError, Problem, RunError, StorageError, ToolkitError
 from toolkit.launch.expected import Expected, expect, name_device, write_expected
-from toolkit.launch.gate import check_data, check_partition, check_places, refuse_foreign_checkpoint
+from toolkit.launch.gate.checks import raise_refusals, refuse_unknown, run_checks
+from toolkit.launch.gate.context import Context
+from toolkit.launch.gate.finding import Finding
+from toolkit.launch.gate.mistakes import check_partition, refuse_foreign_checkpoint
+from toolkit.launch.gate.mounts import MOUNT_TABLE, read_mounts
 from toolkit.launch.ledger import JobRecord, find_job_record, read_attempts, write_job_record
 from toolkit.launch.nodes import NodeLedger, choose_exclusions
 from toolkit.launch.planning import Site
 from toolkit.launch.prepare import PreparationJobs, ask_for, name_dataset, plan_jobs, stands, submit_jobs
 from toolkit.launch.snapshot import freeze_code
-from toolkit.plan.search import Plan, plan_text, resolve
+from toolkit.plan.search import Plan, TooLargeError, plan_text, resolve
 from toolkit.rundir import RunDir
 
 
@@ -37,8 +42,8 @@ class Request:
     expected: Expected
     spec: JobSpec
     script: str
-    start: str
-    """What the scheduler says of the start; empty where it says nothing."""
+    findings: tuple[Finding, ...]
+    """Of all checks; none of them refuses the run."""
     preparation: PreparationJobs | None
     """Jobs that make the dataset first; None: it stands."""
     left_out: dict[str, str]
@@ -50,41 +55,78 @@ def state_dir(root: Path) -> Path:
     return root.absolute() / ".cluster"
 
 
-def prepare_request(loaded: Loaded, site: Site) -> Request:
+def prepare_request(loaded: Loaded, site: Site, *, accept: Sequence[str] = ()) -> Request:
     """Check everything and plan the run; writes nothing.
 
     Args:
         loaded: the configuration.
         site: what the site knows of its devices and of earlier runs.
+        accept: names of checks whose refusals are overridden.
 
     Raises:
         ConfigError: with all mistakes that can be found before the queue.
+        RefusedError: with all that checks refuse.
         RunError: the run is live already, or has checkpoints of another configuration.
-        ClusterError: the scheduler would refuse the job.
+    """
+    refuse_unknown(accept)
+    context = look_around(loaded, site)
+    findings = run_checks(context, accept=accept)
+    raise_refusals(findings)
+    refuse_foreign_checkpoint(context.cfg, context.run_dir)
+    device = name_device(context.plan.hardware, _name_scheduler(context.cfg.cluster, context.cluster))
+    attempts_before = len(read_attempts(context.run_dir))
+    return Request(
+        cluster=context.cluster,
+        run_dir=context.run_dir,
+        asked=_make_absolute(_place_source(loaded)),
+        plan=context.plan,
+        expected=expect(context.plan, device=device, site_dir=site.folder, attempts_before=attempts_before),
+        spec=context.spec,
+        script=context.cluster.render(context.spec),
+        findings=tuple(findings),
+        preparation=_plan_preparation(context.cfg, context.partition),
+        left_out=dict(context.left_out),
+    )
+
+
+def look_around(loaded: Loaded, site: Site) -> Context:
+    """Fill and plan the run, and collect what the checks judge.
+
+    Raises:
+        ConfigError: with all mistakes that can be found before the queue.
+        RunError: the run is live already.
     """
     cluster = open_cluster(loaded.config.cluster.scheduler, state_dir=state_dir(Path(loaded.config.run.root)))
-    cfg, partition = _fill(loaded, cluster.limits(), checks=(check_data, check_places))
+    cfg, partition = _fill(loaded, cluster.limits())
     run_dir = RunDir(Path(cfg.run.root) / cfg.run.name)
     refuse_live(run_dir)
-    hardware = site.find_hardware(cfg.cluster.gpu_type)
-    device = name_device(hardware, _name_scheduler(cfg.cluster, cluster))
-    plan = resolve(cfg, hardware=hardware, calibration=site.calibrate(device))
-    refuse_foreign_checkpoint(plan.cfg, run_dir)
+    plan, too_large = _plan(cfg, site, cluster)
     left_out = _leave_out(plan.cfg, cluster)
     spec = _make_spec(plan.cfg, run_dir, partition)
-    spec = replace(spec, exclude=tuple(dict.fromkeys([*spec.exclude, *left_out])))
-    return Request(
-        cluster=cluster,
-        run_dir=run_dir,
-        asked=_make_absolute(_place_source(loaded)),
+    return Context(
         plan=plan,
-        expected=expect(plan, device=device, site_dir=site.folder, attempts_before=len(read_attempts(run_dir))),
-        spec=spec,
-        script=cluster.render(spec),
-        start=cluster.check(spec),
-        preparation=_plan_preparation(plan.cfg, partition),
+        too_large=too_large,
+        cluster=cluster,
+        spec=replace(spec, exclude=tuple(dict.fromkeys([*spec.exclude, *left_out]))),
+        partition=partition,
+        run_dir=run_dir,
+        environ=os.environ,
+        home=Path.home(),
+        python=Path(sys.executable),
+        prefix=Path(sys.prefix),
+        mounts=read_mounts(MOUNT_TABLE.read_text(encoding="utf-8")) if MOUNT_TABLE.is_file() else (),
         left_out=left_out,
     )
+
+
+def _plan(cfg: RunConfig, site: Site, cluster: Cluster) -> tuple[Plan, Problem | None]:
+    """Plan the run; where nothing fits, give the nearest plan and why it does not."""
+    hardware = site.find_hardware(cfg.cluster.gpu_type)
+    device = name_device(hardware, _name_scheduler(cfg.cluster, cluster))
+    try:
+        return resolve(cfg, hardware=hardware, calibration=site.calibrate(device)), None
+    except TooLargeError as error:
+        return error.nearest, error.problems[0]
 
 
 def _leave_out(cfg: RunConfig, cluster: Cluster) -> dict[str, str]:
@@ -110,7 +152,7 @@ def _plan_preparation(cfg: RunConfig, partition: PartitionLimits) -> Preparation
 def fill_for_plan(loaded: Loaded) -> RunConfig:
     """Fill in the cluster without asking for a run's data or directory: for a look ahead on any machine."""
     cluster = open_cluster(loaded.config.cluster.scheduler, state_dir=state_dir(Path(loaded.config.run.root)))
-    cfg, _ = _fill(loaded, cluster.limits(), checks=())
+    cfg, _ = _fill(loaded, cluster.limits())
     return replace(cfg, cluster=_name_scheduler(cfg.cluster, cluster))
 
 
@@ -219,10 +261,8 @@ def refuse_live(run_dir: RunDir) -> None:
         )
 
 
-def _fill(
-    loaded: Loaded, limits: list[PartitionLimits], *, checks: Sequence[Callable[[RunConfig], list[Problem]]]
-) -> tuple[RunConfig, PartitionLimits]:
-    """Take what is open from the partition, then check everything that can be checked; raise all mistakes at once."""
+def _fill(loaded: Loaded, limits: list[PartitionLimits]) -> tuple[RunConfig, PartitionLimits]:
+    """Take what is open from the partition, and raise all mistakes of the configuration at once."""
     cfg, partition = _make_absolute(_place_source(loaded)), None
     try:
         partition = find_partition(limits, cfg.cluster.partition)
@@ -230,7 +270,7 @@ def _fill(
         problems = check_partition(cfg, partition)
     except ClusterError as error:
         problems = [Problem.parse(str(error))]
-    problems = [*check_config(cfg, loaded.origins), *problems, *(p for check in checks for p in check(cfg))]
+    problems = [*check_config(cfg, loaded.origins), *problems]
     if problems:
         raise ConfigError(problems)
     assert partition is not None, "a partition that does not exist was not refused"

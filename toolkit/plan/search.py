@@ -22,6 +22,14 @@ _BEYOND = 12  # numbers of nodes in a row that a budget does not pay for, before
 _GROWTH = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)  # times the nodes, tried for a remedy
 
 
+class TooLargeError(ConfigError):
+    """No layout fits into the devices' memory."""
+
+    def __init__(self, problem: Problem, nearest: Plan) -> None:
+        super().__init__([problem])
+        self.nearest = nearest
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Wish:
     """What nodes are to be found for; None: no limit."""
@@ -41,7 +49,8 @@ def resolve(cfg: RunConfig, *, hardware: Hardware, calibration: Calibration = UN
         calibration: what was measured there.
 
     Raises:
-        ConfigError: no layout works; the text names the nearest one, what it lacks, and what would fit.
+        TooLargeError: no layout fits; the text names the nearest one, what it lacks, and what would fit.
+        ConfigError: no layout works at all.
     """
     best = rank_plans(cfg, hardware=hardware, calibration=calibration)[0]
     chosen = [key for key, value in open_fields(cfg).items() if value is None]
@@ -71,7 +80,7 @@ def rank_plans(
     fitting = [plan for plan in plans if plan.fits]
     if not fitting:
         leanest = min(plans, key=lambda plan: plan.fullest_bytes)
-        raise ConfigError([too_large(cfg, leanest, _ways_out(cfg, leanest, hardware, calibration))])
+        raise TooLargeError(too_large(cfg, leanest, _ways_out(cfg, leanest, hardware, calibration)), leanest)
     if hardware.memory_bytes is None:
         # Nothing but the bubble bounds the micro-batch of a pipeline on CPU: keep it small where that is free.
         fitting = [plan for plan in fitting if _is_filled(plan)] or fitting

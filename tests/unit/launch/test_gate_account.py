@@ -1,0 +1,109 @@
+"""The gate's look at accounts and QOS, on limits that were recorded on a cluster with accounting."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.gate import GPUS, FakeSlurm, make_context, verdicts, with_spec
+from toolkit.cluster.accounting import Accounting, read_accounting
+from toolkit.launch.gate.account import check_account
+from toolkit.launch.gate.context import Context
+from toolkit.launch.gate.finding import Finding
+
+RECORDED = (Path(__file__).parents[1] / "cluster" / "recorded" / "assoc_mgr.txt").read_text(encoding="utf-8")
+CONFIG = "AccountingStorageEnforce = associations,limits,qos\nAccountingStorageType   = accounting_storage/slurmdbd\n"
+QOS = "normal||||||\nlong|node=2|3|5||||\n"
+HOUR_S = 3600
+
+
+def accounts(text: str = RECORDED, *, config: str = CONFIG) -> Accounting:
+    """Limits of `root` in `physics` (two nodes at once, 16 CPUs and 12 h a job) and of QOS `long`; one job runs."""
+    found = read_accounting(config, text, qos_rows=QOS, association_rows="physics||long\n", user="root", uid=0)
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Context:
+    context = make_context(tmp_path, cluster=FakeSlurm(accounts=accounts()), partition=replace(GPUS, name="main"))
+    return with_spec(context, account="bio", qos="normal", nodes=1, gpus_per_node=2, time_limit_s=HOUR_S)
+
+
+def ask(context: Context, **fields: object) -> list[Finding]:
+    return check_account(with_spec(context, **fields))
+
+
+def test_a_job_within_all_limits_is_well(context: Context) -> None:
+    found = ask(context)
+    assert verdicts(found) == {"account": "ok"}
+    assert found[0].what == "bio, QOS normal: within 2 limits"
+
+
+def test_limits_of_each_job_are_refused_since_slurm_would_let_it_wait_for_ever(context: Context) -> None:
+    found = ask(context, account="physics", nodes=2, tasks_per_node=8, cpus_per_task=2, time_limit_s=24 * HOUR_S)
+    refused = {one.what for one in found if one.verdict.value == "refused"}
+    assert refused == {
+        "root in account physics allows MaxTRESPJ cpu=16, the job asks for cpu=32",
+        "root in account physics allows MaxWallPJ 12 h, the job asks for 24 h",
+    }
+    assert any("--time 720m" in one.remedy for one in found)
+
+
+def test_what_others_use_now_is_waited_for(context: Context) -> None:
+    found = ask(context, account="physics", nodes=2)
+    assert verdicts(found) == {"account": "warning"}
+    assert found[0].what == "root in account physics allows GrpTRES node=2, 1 in use, the job asks for node=2"
+
+
+def test_limits_of_the_accounts_above_hold_too(context: Context) -> None:
+    found = ask(context, nodes=2)
+    assert [(one.verdict.value, one.what) for one in found] == [
+        ("refused", "account bio allows GrpTRES node=1, the job asks for node=2")
+    ]
+
+
+def test_a_qos_limits_each_user_and_the_number_of_jobs(context: Context) -> None:
+    found = ask(context, account="physics", qos="long", nodes=2)
+    told = {one.what: one.verdict.value for one in found}
+    assert told["QOS long, each user allows MaxTRESPU node=2, 1 in use, the job asks for node=2"] == "warning"
+    three = ask(context, account="physics", qos="long", nodes=3)
+    assert any(one.what.startswith("QOS long, each user allows MaxTRESPU node=2, the job") for one in three)
+    assert ask(context, account="physics", qos=None, nodes=2) == found  # the default one of that account
+    full = RECORDED.replace("Account=bio UserName=root(0)", "Account=bio UserName=root(0) ").replace(
+        "MaxSubmitJobs=1(0)", "MaxSubmitJobs=1(1)"
+    )
+    busy = replace(context, cluster=FakeSlurm(accounts=accounts(full)))  # type: ignore[arg-type]
+    assert "MaxSubmitJobs 1 job, 1 in use" in check_account(busy)[0].what
+
+
+def test_hours_that_are_granted_are_held_against_the_predicted_ones(context: Context) -> None:
+    slow = replace(context, plan=replace(context.plan, speed=replace(context.plan.speed, run_s=100 * HOUR_S)))
+    found = ask(slow, account="physics", qos="long")
+    (words,) = (one for one in found if "gres/gpu-hours" in one.what)
+    assert words.what == "QOS long has 100 of 100 gres/gpu-hours left (GrpTRESMins), the run needs about 200"
+    assert words.reason.startswith("it lasts for 50% of the run")
+    found = ask(slow, account="physics", qos="long", time_limit_s=60 * HOUR_S)
+    assert any("one job may use 120 until its time limit" in one.what for one in found)
+    spent = RECORDED.replace("gres/gpu=6000(0)", "gres/gpu=6000(6000)")
+    empty = replace(context, cluster=FakeSlurm(accounts=accounts(spent)))  # type: ignore[arg-type]
+    found = ask(empty, account="physics", qos="long")
+    assert any("has 0 of 100 gres/gpu-hours left" in one.what and one.verdict.value == "refused" for one in found)
+
+
+def test_an_account_that_the_user_has_not_is_refused_with_those_there_are(context: Context) -> None:
+    found = ask(context, account="chemistry")
+    assert (found[0].verdict.value, found[0].what) == ("refused", "root is not in account chemistry")
+    assert found[0].reason == "accounts of root: root, bio, physics"
+
+
+def test_limits_that_are_not_enforced_and_clusters_without_accounting_are_only_noted(context: Context) -> None:
+    lax = accounts(config=CONFIG.replace("associations,limits,qos", "none"))
+    found = check_account(with_spec(replace(context, cluster=FakeSlurm(accounts=lax)), nodes=2))  # type: ignore[arg-type]
+    assert verdicts(found) == {"account": "note"}
+    assert "not enforced here; over: account bio allows GrpTRES node=1" in found[0].what
+    nothing = read_accounting(
+        "AccountingStorageType   = accounting_storage/none\n", "", qos_rows="", association_rows="", user="x", uid=1
+    )
+    assert nothing is None
+    assert verdicts(check_account(replace(context, cluster=FakeSlurm()))) == {"account": "note"}  # type: ignore[arg-type]

@@ -1,0 +1,54 @@
+"""The gate's look at the tokens of a run."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.dataset import make_dataset
+from tests.gate import make_context, only, verdicts
+from toolkit.launch.gate.data import check_data
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_dataset(tmp_path_factory.mktemp("data"))[0]
+
+
+def test_a_whole_dataset_is_well_and_tells_the_epochs(tmp_path: Path, dataset: Path) -> None:
+    found = check_data(make_context(tmp_path, f"data.path={dataset}"))
+    assert verdicts(found) == {"shards": "ok", "tokenizer": "ok", "horizon": "ok"}
+    assert "20,480 tokens are 1.7" in only(found, "horizon").what
+
+
+def test_many_epochs_are_warned_of_with_the_source(tmp_path: Path, dataset: Path) -> None:
+    found = only(check_data(make_context(tmp_path, f"data.path={dataset}", "run.tokens=61_440")), "horizon")
+    assert found.verdict.value == "warning"
+    assert "5.1" in found.what
+    assert "2305.16264" in found.reason
+
+
+def test_a_shard_that_is_cut_off_a_small_vocabulary_and_a_short_split_are_all_told(tmp_path: Path) -> None:
+    dataset, manifest = make_dataset(tmp_path)
+    shard = dataset / manifest.splits["train"][0].path
+    os.truncate(shard, shard.stat().st_size - 1)
+    asked = (f"data.path={dataset}", "model.vocab_size=256", "data.seq_len=65_536", "batch.tokens_per_step=65_536")
+    found = check_data(make_context(tmp_path, *asked))
+    assert verdicts(found) == {"shards": "refused", "tokenizer": "refused", "horizon": "refused"}
+    assert str(shard) in only(found, "shards").what
+    assert only(found, "tokenizer").remedy == "set model.vocab_size=320"
+
+
+def test_a_dataset_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    found = check_data(make_context(tmp_path, f"data.path={tmp_path}/nothing"))
+    assert verdicts(found) == {"shards": "refused"}
+    assert "does not exist" in found[0].what
+
+
+def test_text_that_is_made_into_tokens_first_is_looked_for(tmp_path: Path, dataset: Path) -> None:
+    source = dataset.parent / "corpus.jsonl"
+    asked = (f"data.path={tmp_path}/out", f"data.source={source}", f"data.tokenizer={dataset.parent}/tokenizer.json")
+    found = check_data(make_context(tmp_path, *asked))
+    assert verdicts(found) == {"shards": "ok", "tokenizer": "ok", "horizon": "note"}
+    gone = check_data(make_context(tmp_path, *asked, f"data.source={tmp_path}/none"))
+    assert verdicts(gone) == {"shards": "refused"}

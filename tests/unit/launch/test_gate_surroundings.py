@@ -1,0 +1,72 @@
+"""The gate's look at the Python environment and at W&B."""
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.gate import make_context
+from toolkit.launch.gate import surroundings
+from toolkit.launch.gate.context import Context
+from toolkit.launch.gate.finding import Finding
+from toolkit.launch.gate.surroundings import check_environment, check_wandb
+
+
+def environment(root: Path, *settings: str) -> Finding:
+    context = make_context(root, *settings, environ=dict(os.environ), python=Path(sys.executable))
+    return check_environment(context)[0]
+
+
+def wandb(context: Context, **environ: str) -> Finding:
+    return check_wandb(replace(context, environ=environ))[0]
+
+
+def test_the_versions_of_here_are_told_when_nothing_changes_them(tmp_path: Path) -> None:
+    found = environment(tmp_path)
+    assert found.verdict.value == "ok"
+    assert "torch " in found.what
+
+
+def test_python_is_started_after_the_lines_of_the_site(tmp_path: Path) -> None:
+    found = environment(tmp_path, f'cluster.setup=["touch {tmp_path}/ran"]', "cluster.env={A: b}")
+    assert (found.verdict.value, found.what[-19:]) == ("ok", "after cluster.setup")
+    assert (tmp_path / "ran").exists()
+
+
+def test_lines_that_change_the_versions_are_refused(tmp_path: Path) -> None:
+    other = tmp_path / "site" / "torch-0.1.dist-info"
+    other.mkdir(parents=True)
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 0.1\n", encoding="utf-8")
+    found = environment(tmp_path, f"cluster.env={{PYTHONPATH: '{tmp_path}/site'}}")
+    assert found.verdict.value == "refused"
+    assert "torch 0.1" in found.what
+
+
+def test_lines_that_fail_here_are_a_warning_with_their_last_words(tmp_path: Path) -> None:
+    found = environment(tmp_path, "cluster.setup=['echo no such module >&2; exit 4']")
+    assert (found.verdict.value, found.what[-14:]) == ("warning", "no such module")
+    assert "exit code 4" in environment(tmp_path, "cluster.setup=['exit 4']").what
+
+
+def test_lines_that_hang_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(surroundings, "_SETUP_S", 0.2)
+    found = environment(tmp_path, "cluster.setup=['sleep 600']")
+    assert "took longer than 0.2 s" in found.what
+
+
+def test_a_key_is_looked_for_as_wandb_does(tmp_path: Path) -> None:
+    context = make_context(tmp_path, "monitor.wandb=online")
+    found = wandb(context)
+    assert found.verdict.value == "warning"
+    assert "recorded offline" in found.what
+    assert wandb(context, WANDB_API_KEY="x").verdict.value == "ok"
+    (tmp_path / ".netrc").write_text("machine api.wandb.ai\n  login user\n  password x\n", encoding="utf-8")
+    assert wandb(context).verdict.value == "ok"
+    assert wandb(context, WANDB_BASE_URL="https://wandb.site.org").verdict.value == "warning"
+
+
+@pytest.mark.parametrize(("mode", "verdict"), [("auto", "note"), ("offline", "ok"), ("off", "ok")])
+def test_without_a_key_other_modes_are_well(tmp_path: Path, mode: str, verdict: str) -> None:
+    assert wandb(make_context(tmp_path, f"monitor.wandb={mode}")).verdict.value == verdict

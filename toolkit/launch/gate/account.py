@@ -1,0 +1,131 @@
+"""What the account and the QOS allow: a job over a limit is taken by Slurm and waits for ever, without a word."""
+
+from toolkit.cluster.accounting import Accounting, AccountLimit
+from toolkit.cluster.view import say_duration
+from toolkit.launch.gate.context import Context
+from toolkit.launch.gate.finding import Finding, Verdict, note, ok, refuse
+
+_EACH_JOB = ("MaxTRESPJ", "MaxTRESPN", "MaxWallPJ")
+_JOBS_REFUSED = ("MaxSubmitJobs", "GrpSubmitJobs", "MaxSubmitJobsPU")
+_SPENT = ("GrpTRESMins", "GrpWall")
+_SEE = "`sacctmgr show assoc user=$USER` and `sacctmgr show qos` show them"
+
+
+def check_account(context: Context) -> list[Finding]:
+    """Look at `account`."""
+    if context.is_emulated:
+        return []
+    accounting = context.cluster.accounting()
+    if accounting is None:
+        return [note("account", "Slurm shows no accounts here, so no limits are known")]
+    return judge_accounting(context, accounting)
+
+
+def judge_accounting(context: Context, accounting: Accounting) -> list[Finding]:
+    """Hold the job against all limits that it meets."""
+    account = context.spec.account or next(iter(accounting.accounts), None)
+    if account is None or account not in accounting.accounts:
+        who = f"account {account}" if account else "any account"
+        what = f"{accounting.user} is not in {who}"
+        if not accounting.is_enforced:
+            return [note("account", f"{what}; limits are not enforced here")]
+        known = ", ".join(accounting.accounts) or "none"
+        remedy = "set cluster.account to one of them" if accounting.accounts else "ask the site for an account"
+        return [refuse("account", what, f"accounts of {accounting.user}: {known}", remedy)]
+    qos = context.spec.qos or accounting.default_qos.get(account)
+    limits = accounting.limits_of(account=account, partition=context.partition.name, qos=qos)
+    found = [finding for limit in limits for finding in _judge(context, limit)]
+    if not accounting.is_enforced:
+        # one line: what is not enforced stops nothing
+        over = "; ".join(finding.what for finding in found)
+        return [note("account", f"{account}: limits are not enforced here{f'; over: {over}' if over else ''}")]
+    named = f"{account}, QOS {qos}" if qos else account
+    return found or [ok("account", f"{named}: within {len(limits)} limits" if limits else f"{named}: no limits")]
+
+
+def _judge(context: Context, limit: AccountLimit) -> list[Finding]:
+    need = _need(context, limit)
+    if need is None:
+        return []
+    if limit.word in _SPENT:
+        return _judge_spent(context, limit, need)
+    said = f"{limit.owner} allows {limit.word} {_amount(limit, limit.most)}"
+    asks = f"the job asks for {_amount(limit, need)}"
+    if need > limit.most and "Jobs" not in limit.word:
+        reason = "Slurm would let the job wait for ever, or refuse it"
+        return [_finding(Verdict.REFUSAL, f"{said}, {asks}", reason, _remedy(limit))]
+    if limit.word in _EACH_JOB or need <= limit.most - limit.used:
+        return []
+    used = f"{said}, {limit.used:g} in use, {asks}"
+    if limit.word in _JOBS_REFUSED:
+        return [_finding(Verdict.REFUSAL, used, "Slurm would refuse another job", "wait until one ends, or cancel one")]
+    return [_finding(Verdict.WARNING, used, "the job waits until others have ended", f"wait, or ask for less; {_SEE}")]
+
+
+def _amount(limit: AccountLimit, value: float) -> str:
+    """Write an amount with its unit: `node=2`, `12 h`, `3 jobs`."""
+    if limit.resource:
+        return f"{limit.resource}={value:g}"
+    if "Jobs" in limit.word:
+        return f"{value:g} job{'' if value == 1 else 's'}"
+    return say_duration(60 * value)
+
+
+def _judge_spent(context: Context, limit: AccountLimit, run_need: float) -> list[Finding]:
+    """Hold what is left of granted hours against the run, and against one job as its time limit counts it."""
+    left, unit = max(0.0, limit.most - limit.used) / 60, f"{limit.resource or 'job'}-hours"
+    said = f"{limit.owner} has {left:,.0f} of {limit.most / 60:,.0f} {unit} left ({limit.word})"
+    again = "jobs wait until the site resets it"
+    if left <= 0:
+        return [_finding(Verdict.REFUSAL, said, again, "use another account, or ask the site for more")]
+    job_h = (context.spec.time_limit_s or 0) / 3600 * run_need / (context.plan.speed.run_s / 60)
+    if job_h > left:
+        what = f"{said}, one job may use {job_h:,.0f} until its time limit"
+        return [_finding(Verdict.WARNING, what, "sites may start no job that could use more", "ask for less --time")]
+    if run_need / 60 > left:
+        what = f"{said}, the run needs about {run_need / 60:,.0f}"
+        reason = f"it lasts for {60 * left / run_need:.0%} of the run; then {again}"
+        return [_finding(Verdict.WARNING, what, reason, "ask the site for more, or fewer run.tokens")]
+    return []
+
+
+def _finding(verdict: Verdict, what: str, reason: str, remedy: str) -> Finding:
+    return Finding(check="account", verdict=verdict, what=what, reason=reason, remedy=remedy)
+
+
+def _remedy(limit: AccountLimit) -> str:
+    if limit.word == "MaxWallPJ":
+        return f"ask for --time {limit.most:g}m: the run requeues itself until it is done"
+    return f"ask for less, or set cluster.account or cluster.qos to others; {_SEE}"
+
+
+def _need(context: Context, limit: AccountLimit) -> float | None:
+    """Say what the job counts towards a limit, in the limit's unit; None: it cannot be told."""
+    spec = context.spec
+    if "Jobs" in limit.word:
+        return 1.0
+    job_min = None if spec.time_limit_s is None else spec.time_limit_s / 60
+    run_min = context.plan.speed.run_s / 60
+    if limit.word == "MaxWallPJ":
+        return job_min
+    if limit.word == "GrpWall":
+        return run_min
+    each = _per_node(context).get(limit.resource)
+    if each is None or limit.word == "MaxTRESPN":
+        return each
+    whole = each * spec.nodes
+    if limit.word == "GrpTRESMins":
+        return whole * run_min
+    if limit.word == "GrpTRESRunMins":
+        return None if job_min is None else whole * job_min
+    return whole
+
+
+def _per_node(context: Context) -> dict[str, float]:
+    spec = context.spec
+    known = {"node": 1.0, "cpu": float(spec.tasks_per_node * (spec.cpus_per_task or 1))}
+    known["gres/gpu"] = float(spec.gpus_per_node)
+    kind = spec.gpu_type or context.partition.gpu_type
+    if kind:
+        known[f"gres/gpu:{kind}"] = known["gres/gpu"]
+    return known

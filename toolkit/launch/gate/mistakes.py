@@ -1,0 +1,49 @@
+"""Mistakes of the configuration that need a look around: what no partition gives, what is not the same run."""
+
+from typing import Any
+
+from toolkit.checkpoint import layout
+from toolkit.cluster.base import PartitionLimits
+from toolkit.config.schema import RunConfig, to_dict
+from toolkit.data.mixture import identify, open_members
+from toolkit.errors import Problem, RunError
+from toolkit.rundir import RunDir
+
+
+def check_partition(cfg: RunConfig, partition: PartitionLimits) -> list[Problem]:
+    """Compare what is asked for with what the partition gives."""
+    asked = cfg.cluster
+    problems = []
+    if asked.nodes > partition.num_nodes:
+        must = f"partition {partition.name} has {partition.num_nodes}"
+        problems.append(Problem(f"--nodes {asked.nodes}", must, "use fewer nodes or another --partition"))
+    if partition.gpus_per_node and (asked.gpus_per_node or 0) > partition.gpus_per_node:
+        must = f"nodes of partition {partition.name} have {partition.gpus_per_node}"
+        problems.append(Problem(f"--gpus-per-node {asked.gpus_per_node}", must, "ask for fewer"))
+    if partition.max_time_s and asked.time_limit and asked.time_limit > partition.max_time_s:
+        must = f"partition {partition.name} allows {partition.max_time_s / 3600:g} h"
+        what = f"--time {asked.time_limit / 3600:g} h"
+        problems.append(Problem(what, must, "ask for less: the run requeues itself until it is done"))
+    return problems
+
+
+def refuse_foreign_checkpoint(cfg: RunConfig, run_dir: RunDir) -> None:
+    """Raise when the run directory has checkpoints of something else under the same name."""
+    newest = layout.newest(run_dir.find_checkpoints(cfg.checkpoint.dir))
+    if newest is None:
+        return
+    index = layout.read_index(newest)
+    now: dict[str, Any] = {
+        "model": to_dict(cfg)["model"],
+        "tokens_per_step": cfg.batch.tokens_per_step,
+        "seed": cfg.run.seed,
+        "dataset": identify(open_members(cfg.data.weights), cfg.data),
+    }
+    differing = [key for key, value in now.items() if getattr(index, key) != value]
+    if differing:
+        lines = [f"{key}: {getattr(index, key)} then, {now[key]} now" for key in differing]
+        raise RunError(
+            f"run {run_dir.name} has checkpoints of another {' and another '.join(differing)} (step {index.step})\n  "
+            + "\n  ".join(lines)
+            + "\n  a run goes on with the same model, data, batch and seed\n  choose another --name"
+        )
