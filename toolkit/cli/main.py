@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from toolkit.cli import cluster, nodes, show
+from toolkit.cli import cluster, nodes, rehearse, show
 from toolkit.cli import plan as planning
 from toolkit.cli.findings import print_findings
 from toolkit.cluster.base import JobState
@@ -112,6 +112,7 @@ def _add_submit_arguments(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--accept", action="append", default=[], metavar="CHECK", help="submit although this check refuses; repeatable"
     )
+    rehearse.add_arguments(verb)
 
 
 def _add_plan(verbs: Any) -> None:
@@ -205,11 +206,12 @@ def _hand_in(request: submit.Request, asked: argparse.Namespace) -> None:
         console.print(f"left out   {node}: {reason}", markup=False)
     if request.preparation is not None:
         show.print_preparation(request.preparation, request.cluster, console, with_scripts=asked.dry_run)
-    if asked.dry_run:
+    with rehearse.rehearsed(request, asked, console) as rehearsed:
+        job_id = None if asked.dry_run else submit.carry_out(rehearsed)
+    if job_id is None:
         console.print(f"\n{request.run_dir.script_path} would be:\n\n{request.script}")
         console.print(f"run directory {request.run_dir.root}; nothing was submitted")
         return
-    job_id = submit.carry_out(request)
     console.print(f"run {request.run_dir.name}: job {job_id} submitted, directory {request.run_dir.root}")
     if asked.follow:
         show.follow(request.run_dir, console)

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
+from toolkit.cli.rehearse import describe_rehearsal
 from toolkit.cluster.base import NEVER_STARTS, Cluster, JobState, JobStatus
 from toolkit.config.load import Loaded, load_config
 from toolkit.config.schema import DataSection, to_dict
@@ -58,6 +59,7 @@ def describe(run_dir: RunDir) -> dict[str, Any]:
         "state": _state(status, attempts),
         "job": None if status is None else _plain_status(status),
         "prepared_in": None if record is None else record.prepared_in,
+        "rehearsal": describe_rehearsal(record, num_attempts=len(attempts)),
         "step": last["step"] if last else 0,
         "num_steps": cfg.num_steps,
         "first_loss": first[metrics.LOSS] if first else None,
@@ -184,7 +186,11 @@ def _attempt_text(attempt: dict[str, Any]) -> str:
 
 def _print_trouble(run_dir: RunDir, run: dict[str, Any], console: Console) -> None:
     job, failures = run["job"], run["failures"]
-    if job is not None and job["reason"] == NEVER_STARTS and run["prepared_in"]:
+    rehearsal = run["rehearsal"]
+    if rehearsal is not None:
+        console.print(rehearsal["said"], markup=False)
+    is_first = rehearsal is None or rehearsal["reason"] == NEVER_STARTS
+    if job is not None and job["reason"] == NEVER_STARTS and run["prepared_in"] and is_first:
         console.print(f"its data could not be made; see {run['prepared_in']}/logs, then submit again", markup=False)
     if job is None or job["state"] in {"COMPLETED", "RUNNING", "PENDING", "REQUEUED", "CANCELLED"}:
         return

@@ -211,6 +211,9 @@ class FaultsSection:
     take, and waits for several times as long."""
     hang_start_s: Duration = 1800
     """Time without progress that is called a hang where nothing is known yet: first step, first save, load."""
+    drill_step: Count | None = None
+    """After this step the run stops once as at its time limit: it saves, is requeued and goes on. A rehearsal sets it.
+    None: it is not drilled."""
     straggler_ratio: Annotated[float, Range(1.01)] = 1.3
     """A rank is named slow where it computes so many times as long as the median of those with the same layers."""
 

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 from toolkit.checkpoint.upload import Mirror
 from toolkit.cluster.choose import read_own_job
@@ -44,6 +45,8 @@ from toolkit.train.stop import JobClock, Stop, StopFlag, StopJudge
 from toolkit.train.watchdog import Hang, Watchdog
 
 log = logging.getLogger(__name__)
+
+Beat: TypeAlias = Callable[[str, int], None]
 
 _NOTE_S = 10.0
 _TIMEOUT_S = 1800.0  # of a collective: longer than any evaluation or save of one rank
@@ -91,7 +94,8 @@ def _attempt(cfg: RunConfig, run_dir: RunDir, world: World, stop: StopFlag, form
             refuse_bad_nodes(cfg, run_dir, world, environ=os.environ)
             seconds["health"] = time.monotonic() - started
         judge = StopJudge(stop, clock, reserve_s=cfg.cluster.signal_delay_s)
-        training = Training(cfg, _surround(cfg, run_dir, world, judge, watchdog, formatter))
+        beat = _with_drill(watchdog.beat, judge, step=cfg.faults.drill_step)
+        training = Training(cfg, _surround(cfg, run_dir, world, judge, beat, formatter))
         if world.rank == 0:
             seconds |= training.seconds
             _tell_start(run_dir, record.attempt, step=training.step, seconds=seconds)
@@ -151,6 +155,19 @@ def _watch(cfg: RunConfig, run_dir: RunDir, world: World) -> Watchdog:
     )
 
 
+def _with_drill(beat: Beat, judge: StopJudge, *, step: int | None) -> Beat:
+    """Have the run stop after a step, as at its time limit; an attempt that begins with that step does not stop."""
+    if step is None:
+        return beat
+
+    def beat_and_drill(phase: str, done: int) -> None:
+        if phase == "step" and done == step - 1:
+            judge.drill()
+        beat(phase, done)
+
+    return beat_and_drill
+
+
 def _tell_start(run_dir: RunDir, attempt: str, *, step: int, seconds: Mapping[str, float]) -> None:
     newest = next(newest_steps(run_dir.metrics_path), None)
     redone = max(0, newest["step"] - step) if newest else 0
@@ -193,7 +210,7 @@ def _refuse_ghost(run_dir: RunDir, attempt: str) -> None:
 
 
 def _surround(
-    cfg: RunConfig, run_dir: RunDir, world: World, judge: StopJudge, watchdog: Watchdog, formatter: RankFormatter
+    cfg: RunConfig, run_dir: RunDir, world: World, judge: StopJudge, beat: Beat, formatter: RankFormatter
 ) -> Surroundings:
     assert cfg.parallel.stages is not None, "parallel.stages is not resolved"
     costs = layer_costs(cfg.model, seq_len=cfg.data.seq_len)
@@ -210,7 +227,7 @@ def _surround(
         judge=judge,
         # rank 0 alone says when to save, and a thousand ranks need not read one file
         failures_per_hour=_observe_failures(cfg, read_attempts(run_dir) if world.rank == 0 else ()),
-        beat=watchdog.beat,
+        beat=beat,
         refuse_ghost=partial(_refuse_ghost, run_dir, world.place.attempt),
         formatter=formatter,
         rate=RateMeter(

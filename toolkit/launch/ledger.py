@@ -76,6 +76,8 @@ class JobRecord:
     """Attempts of the run when it was submitted: its budget of restarts counts from there."""
     prepared_in: str | None = None
     """Where the jobs that make its dataset have their scripts and logs; None: there were none."""
+    rehearsed_in: str | None = None
+    """Run directory of the rehearsal that it waits for; None: it waits for none."""
 
 
 def find_job_record(run_dir: RunDir) -> JobRecord | None:

@@ -14,13 +14,18 @@ def checkout_dir() -> Path:
     return Path(toolkit.__path__[0]).resolve().parent
 
 
-def freeze_code(code_dir: Path) -> None:
-    """Copy the toolkit beside and put it in place of what a former submit left."""
+def freeze_code(code_dir: Path, *, source_dir: Path | None = None) -> None:
+    """Copy the toolkit beside and put it in place of what a former submit left.
+
+    Args:
+        code_dir: where it goes.
+        source_dir: what is copied; None: the code that is running.
+    """
     beside = code_dir.with_name(code_dir.name + ".partial")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     for name in _PARTS:
-        source = checkout_dir() / name
+        source = (source_dir or checkout_dir()) / name
         if source.is_dir():
             shutil.copytree(source, beside / name, ignore=shutil.ignore_patterns("__pycache__"))
         elif source.is_file():

@@ -23,8 +23,10 @@ from toolkit.launch.gate.mistakes import check_partition, refuse_foreign_checkpo
 from toolkit.launch.gate.mounts import MOUNT_TABLE, read_mounts
 from toolkit.launch.ledger import JobRecord, find_job_record, read_attempts, write_job_record
 from toolkit.launch.nodes import NodeLedger, choose_exclusions
+from toolkit.launch.phases import find_status
 from toolkit.launch.planning import Site
 from toolkit.launch.prepare import PreparationJobs, ask_for, name_dataset, plan_jobs, stands, submit_jobs
+from toolkit.launch.rehearsal import Rehearsal, claim, hand_in
 from toolkit.launch.snapshot import freeze_code
 from toolkit.plan.search import Plan, TooLargeError, plan_text, resolve
 from toolkit.rundir import RunDir
@@ -48,6 +50,10 @@ class Request:
     """Jobs that make the dataset first; None: it stands."""
     left_out: dict[str, str]
     """Nodes that the job does not use because of what they did before, with the reason."""
+    rehearsal: Rehearsal | None = None
+    """A job that must be good first; None: none on the cluster."""
+    code_dir: Path | None = None
+    """Frozen code that was rehearsed here; None: the code that is running is frozen."""
 
 
 def state_dir(root: Path) -> Path:
@@ -173,8 +179,8 @@ def carry_out(request: Request) -> str:
     try:
         _write_run_dir(request)
         prepared_by = submit_jobs(request.preparation, request.cluster) if request.preparation else None
-        spec = replace(request.spec, dependency=f"afterok:{prepared_by}") if prepared_by else request.spec
-        job_id = request.cluster.submit(spec, script_path=run_dir.script_path)
+        dependency = f"afterok:{prepared_by}" if prepared_by else None
+        job_id = _hand_in(replace(request, spec=replace(request.spec, dependency=dependency)))
     except ToolkitError:
         if is_new:
             shutil.rmtree(run_dir.root, ignore_errors=True)
@@ -184,9 +190,25 @@ def carry_out(request: Request) -> str:
         job_id=job_id,
         attempts_before=attempts_before,
         prepared_in=str(request.preparation.jobs_dir) if request.preparation is not None else None,
+        rehearsed_in=str(request.rehearsal.run_dir.root) if request.rehearsal is not None else None,
     )
     write_job_record(run_dir, record)
     return job_id
+
+
+def _hand_in(request: Request) -> str:
+    """Hand in the job of the run, behind that of its rehearsal where there is one; give its id."""
+    if request.rehearsal is None:
+        return request.cluster.submit(request.spec, script_path=request.run_dir.script_path)
+    with claim(request.rehearsal):
+        code_dir, dependency = request.run_dir.code_dir, request.spec.dependency
+        rehearsed_by = hand_in(request.rehearsal, code_dir=code_dir, dependency=dependency)
+    try:
+        spec = replace(request.spec, dependency=f"afterok:{rehearsed_by}")
+        return request.cluster.submit(spec, script_path=request.run_dir.script_path)
+    except ToolkitError:
+        request.cluster.cancel(rehearsed_by)
+        raise
 
 
 def _write_run_dir(request: Request) -> None:
@@ -194,7 +216,7 @@ def _write_run_dir(request: Request) -> None:
     try:
         run_dir.logs_dir.mkdir(parents=True, exist_ok=True)
         run_dir.root.chmod(0o700)  # its code is executed
-        freeze_code(run_dir.code_dir)
+        freeze_code(run_dir.code_dir, source_dir=request.code_dir)
     except OSError as error:
         raise StorageError(
             f"cannot write {run_dir.root}: {error.strerror}\n  the run lives there\n  free space, or set run.root"
@@ -236,7 +258,15 @@ def halt(run_dir: RunDir, *, how: str) -> tuple[str, JobState]:
         job[0].signal(job[1], "TERM")
     else:
         job[0].cancel(job[1])
+        _cancel_rehearsal(run_dir, job[0])
     return job[1], status.state
+
+
+def _cancel_rehearsal(run_dir: RunDir, cluster: Cluster) -> None:
+    record = find_job_record(run_dir)
+    status = find_status(RunDir(Path(record.rehearsed_in))) if record and record.rehearsed_in else None
+    if status is not None and status.state.is_live:
+        cluster.cancel(status.job_id)
 
 
 def job_status(run_dir: RunDir) -> JobStatus | None:

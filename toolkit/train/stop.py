@@ -108,6 +108,11 @@ class StopJudge:
         self.why = "the time limit is near"
         """Of TIME_LIMIT, in words."""
 
+    def drill(self) -> None:
+        """Stop at the end of the step that runs, as if the time limit were near."""
+        self._flag.take(Stop.TIME_LIMIT)
+        self.why = "a drill of the time limit (faults.drill_step)"
+
     def hear(self, agreed: Stop) -> None:
         """Take in what the ranks agreed on: a warning may have reached another rank only."""
         if agreed is Stop.WARNED and not self._is_warned:

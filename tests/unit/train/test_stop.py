@@ -150,3 +150,10 @@ def test_a_step_that_will_measure_validation_needs_the_time_of_one_that_did_long
         times.take(1.0, evaluated=False)
     assert times.longest(evaluates=False) == 1.0
     assert times.longest(evaluates=True) == 300.0
+
+
+def test_a_drill_stops_as_the_time_limit_does_and_says_so(flag: StopFlag) -> None:
+    judge = StopJudge(flag, None, reserve_s=RESERVE_S)
+    judge.drill()
+    assert judge.reason(now=NOW, step_s=1.0, save_s=None) is Stop.TIME_LIMIT
+    assert "drill" in judge.why

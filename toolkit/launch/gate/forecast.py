@@ -11,9 +11,8 @@ from toolkit.plan.costs import shape_of
 from toolkit.plan.proposal import REFUSE_ABOVE, WARN_ABOVE, shares_of
 
 _COPY_BYTES = 12  # a parameter that a rank holds: weight and two moments in fp32, kept for the next save
-_PROCESS_BYTES = (
-    0.25 * 2**30
-)  # a rank with torch and deepspeed on CPU, of shared libraries its share; measured: 0.21 to 0.25
+# a rank with torch and deepspeed on CPU, of shared libraries its share; measured: 0.21 to 0.25
+_PROCESS_BYTES = 0.25 * 2**30
 _START_S = 120.0  # assumption: until the first step of a job, with the imports of many ranks on a shared file system
 
 
