@@ -4,7 +4,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -103,7 +103,7 @@ def look_around(loaded: Loaded, site: Site) -> Context:
         RunError: the run is live already.
     """
     cluster = open_cluster(loaded.config.cluster.scheduler, state_dir=state_dir(Path(loaded.config.run.root)))
-    cfg, partition = _fill(loaded, cluster.limits())
+    cfg, partition = _fill(loaded, cluster.limits(), checks=(check_partition,))
     run_dir = RunDir(Path(cfg.run.root) / cfg.run.name)
     refuse_live(run_dir)
     plan, too_large = _plan(cfg, site, cluster)
@@ -156,9 +156,12 @@ def _plan_preparation(cfg: RunConfig, partition: PartitionLimits) -> Preparation
 
 
 def fill_for_plan(loaded: Loaded) -> RunConfig:
-    """Fill in the cluster without asking for a run's data or directory: for a look ahead on any machine."""
+    """Fill in the cluster without asking for a run's data or directory: for a look ahead on any machine.
+
+    Where nodes would be emulated the run is planned for another machine, and may be larger than this one.
+    """
     cluster = open_cluster(loaded.config.cluster.scheduler, state_dir=state_dir(Path(loaded.config.run.root)))
-    cfg, _ = _fill(loaded, cluster.limits())
+    cfg, _ = _fill(loaded, cluster.limits(), checks=() if cluster.name == "local" else (check_partition,))
     return replace(cfg, cluster=_name_scheduler(cfg.cluster, cluster))
 
 
@@ -291,13 +294,18 @@ def refuse_live(run_dir: RunDir) -> None:
         )
 
 
-def _fill(loaded: Loaded, limits: list[PartitionLimits]) -> tuple[RunConfig, PartitionLimits]:
+def _fill(
+    loaded: Loaded,
+    limits: list[PartitionLimits],
+    *,
+    checks: Sequence[Callable[[RunConfig, PartitionLimits], list[Problem]]],
+) -> tuple[RunConfig, PartitionLimits]:
     """Take what is open from the partition, and raise all mistakes of the configuration at once."""
     cfg, partition = _make_absolute(_place_source(loaded)), None
     try:
         partition = find_partition(limits, cfg.cluster.partition)
         cfg = replace(cfg, cluster=fill_section(cfg.cluster, partition))
-        problems = check_partition(cfg, partition)
+        problems = [problem for check in checks for problem in check(cfg, partition)]
     except ClusterError as error:
         problems = [Problem.parse(str(error))]
     problems = [*check_config(cfg, loaded.origins), *problems]

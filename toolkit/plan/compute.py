@@ -8,8 +8,6 @@ from toolkit.plan.layout import Conditions, Layout, Stack
 
 _STREAM = 0.9  # part of the memory's nominal rate that a plain copy reaches. assumption
 _KERNELS = 65  # of a block, forward and backward, eager; counted in this toolkit's block
-_LOGIT_BYTES, _FRESH_COPIES = 4, 3  # fp32 logits, their logarithm, their gradient
-_FRESH_BYTES = 32 * 2**20  # glibc's largest threshold of mmap
 _LAUNCH_POWER = 4.0  # how sharply the longer one of arithmetic and launches wins. assumption
 
 
@@ -63,7 +61,7 @@ def block_time(shape: Shape, layout: Layout, *, on: Conditions) -> BlockTime:
     again = 1.0 if is_full else on.stack.selective_part if is_selective else 0.0
     forward_s, backward_s = _attention(shape, layout, on=on)
     passes = 3.0 + (1.0 if is_full else 0.5 if is_selective else 0.0)
-    moved = tokens * width / 2 * _elementwise_bytes(shape, on.stack) * on.fitted.elementwise * on.hardware.uncached
+    moved = tokens * width / 2 * _elementwise_bytes(shape, on.stack) * on.fitted.elementwise
     if on.stack.is_fused:
         moved *= on.fitted.fused
     busy_s = [
@@ -138,6 +136,4 @@ def head_time_s(shape: Shape, layout: Layout, *, on: Conditions) -> float:
         else on.fitted.loss * (on.fitted.fused if on.stack.is_fused else 1.0)
     )
     logit_s = per_logit / (on.hardware.memory_bytes_per_s * _STREAM) + on.hardware.logit_s
-    if tokens * shape.vocab_size * _LOGIT_BYTES >= _FRESH_BYTES:
-        logit_s += _FRESH_COPIES * _LOGIT_BYTES * on.hardware.fresh_page_s
     return 3.0 * products + tokens * shape.vocab_size * logit_s

@@ -46,12 +46,12 @@ class Hardware:
     is_gpu: bool = True
     """Kernels are started ahead of the work; on a CPU they take their turn with it, caches hide the traffic of matrix
     products, and the ramp of short samples and what a step costs whatever its size, seen on GPUs, do not hold."""
-    uncached: float = 1.0
-    """Part of the traffic of norms, activations and rotation that misses the caches."""
+    has_bf16: bool = True
+    """Whether its units multiply bf16; else its 16-bit peak is fp16's."""
     logit_s: float = 0.0
     """Time a logit takes beside its traffic: exponentials, where there are no units for them."""
-    fresh_page_s: float = 0.0
-    """Time a byte takes of a tensor so large that it is new pages from the system each time (malloc: 32 MiB)."""
+    step_s: float = 0.0
+    """Time that a step takes whatever its size, where it is not a GPU's."""
 
 
 # Source: data sheets of Mellanox/NVIDIA InfiniBand EDR, HDR, NDR (100, 200, 400 Gbit/s a port), HPE Slingshot
@@ -117,6 +117,7 @@ _TABLE = {
         memory_bytes_per_s=0.9e12,
         link_bytes_per_s=150e9,
         network=EDR_4,
+        has_bf16=False,
     ),
     "a100-40": replace(_A100, name="A100-40GB", memory_bytes=_gib(39.4), memory_bytes_per_s=1.555e12),
     "a100": _A100,
@@ -170,24 +171,24 @@ _TABLE = {
     ),
 }
 
-# Measured on one core of an AVX-512 server with bf16 instructions: large products reach 115 to 138 GFLOP/s in fp32 and
-# 280 to 355 in bf16; what steps of 16 shapes took, on a machine that others used too, gives the other numbers.
+# Measured on one core of an AVX-512 server that nobody else used: products reach 150 to 165 GFLOP/s in fp32 (in bf16
+# 83, or 280 to 355 with instructions for it), attention 44 to 54; the other numbers are what steps of eight small
+# shapes took, by least squares: seven numbers, within 1 % of the four shapes that had more than overhead to do.
 CPU = Hardware(
     name="CPU core",
     peak_bf16_flops=320e9,
-    peak_fp32_flops=125e9,
-    matmul_part=0.82,
-    attention_part=0.3,
+    peak_fp32_flops=171e9,
+    matmul_part=1.0,
+    attention_part=0.32,
     memory_bytes=None,
-    memory_bytes_per_s=8e9,
+    memory_bytes_per_s=10.6e9,
     link_bytes_per_s=2e9,
     network=SOCKETS,
     gpus_per_node=1,
-    launch_s=5e-6,
+    launch_s=11e-6,
     is_gpu=False,
-    uncached=0.25,
-    logit_s=2.2e-9,
-    fresh_page_s=0.36e-9,
+    logit_s=2.0e-9,
+    step_s=2.8e-3,
 )
 
 

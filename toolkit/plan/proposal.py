@@ -119,6 +119,17 @@ def make_plan(
         speed=speed,
         hardware=hardware,
         calibration=calibration,
+        notes=_warn(cfg, hardware),
+    )
+
+
+def _warn(cfg: RunConfig, hardware: Hardware) -> tuple[str, ...]:
+    if cfg.parallel.precision != "bf16" or hardware.has_bf16:
+        return ()
+    fp32_s = hardware.peak_bf16_flops / hardware.peak_fp32_flops
+    return (
+        f"{hardware.name} has no units for bf16, which this toolkit trains in: its 16-bit peak is fp16's, and products "
+        f"may take up to {fp32_s:.0f} times as long as said here",
     )
 
 

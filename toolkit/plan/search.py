@@ -60,7 +60,7 @@ def resolve(cfg: RunConfig, *, hardware: Hardware, calibration: Calibration = UN
             f"{best.memory_part:.0%} of device memory: above 88% allocators thrash, runs were measured to be 2.6 to "
             "10 times slower"
         )
-    return replace(best, notes=tuple(notes))
+    return replace(best, notes=(*best.notes, *notes))
 
 
 def rank_plans(
@@ -246,7 +246,11 @@ def find_nodes(cfg: RunConfig, wish: Wish, *, hardware: Hardware, calibration: C
     )
     which = "the fewest that meet" if wish.deadline_s is not None else "the fastest within"
     return replace(
-        plans[nodes], notes=(f"{nodes} nodes: {which} {words or 'no limit'}, at the slow end of the interval",)
+        plans[nodes],
+        notes=(
+            *plans[nodes].notes,
+            f"{nodes} nodes: {which} {words or 'no limit'}, at the slow end of the interval",
+        ),
     )
 
 

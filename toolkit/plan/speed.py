@@ -82,11 +82,7 @@ class _Slot:
 
 
 def step_time(shape: Shape, layout: Layout, shares: Sequence[StageShare], *, on: Conditions) -> StepTime:
-    """Time a step: 1F1B takes every stage's slot once, and the slowest one's for each further micro-batch.
-
-    Source: Narayanan et al. 2021, arXiv:2104.04473, section 2.2: (m + p - 1) slots where all are equal, the p - 1
-    divided by the groups of layers on a stage where they are interleaved.
-    """
+    """Time a step: the work of the slowest stage, what it waits in 1F1B, and what comes once."""
     block = block_time(shape, layout, on=on)
     head_s = head_time_s(shape, layout, on=on)
     # stages that hold the same take the same: a thousand stages are a handful of cases
@@ -98,7 +94,7 @@ def step_time(shape: Shape, layout: Layout, shares: Sequence[StageShare], *, on:
     slots = [known[share] for share in shares]
     slowest = max(slots, key=lambda slot: slot.total_s)
     count = layout.num_micro_batches
-    others_s = sum(slot.total_s for slot in slots) - slowest.total_s
+    idle_s = bubble_s([slot.total_s for slot in slots], count, forward_part=_forward_part(layout))
     largest = max(share.parameters(shape) for share in known)
     return StepTime(
         matmul_s=count * slowest.blocks * block.matmul_s,
@@ -107,10 +103,10 @@ def step_time(shape: Shape, layout: Layout, shares: Sequence[StageShare], *, on:
         head_s=count * slowest.head_s,
         gather_s=count * slowest.gather_s,
         peer_s=count * slowest.peer_s,
-        bubble_s=others_s / layout.interleave,
+        bubble_s=idle_s / layout.interleave,
         sync_s=_sync_s(shape, layout, largest, on=on),
         optimizer_s=_optimizer_s(layout, largest, on),
-        fixed_s=count * slowest.fixed_s + (on.fitted.step_s if on.hardware.is_gpu else 0.0),
+        fixed_s=count * slowest.fixed_s + (on.fitted.step_s if on.hardware.is_gpu else on.hardware.step_s),
     )
 
 
@@ -134,6 +130,39 @@ def _slot(shape: Shape, layout: Layout, share: StageShare, block: BlockTime, hea
         peer_s=_peer_s(shape, layout, share, on=on),
         fixed_s=on.fitted.micro_batch_s if on.hardware.is_gpu else 0.0,
     )
+
+
+def bubble_s(slots_s: Sequence[float], num_micro_batches: int, *, forward_part: float) -> float:
+    """Time in which the slowest stage has nothing to do under 1F1B.
+
+    Any stage makes the step at least as long as: what the stages before it take once, its own slots, and its two
+    waits. After its first forward, and after its last, it waits for the stages behind it to do both passes, but for
+    the other micro-batches that it has in flight: their forwards at first, their backwards at the end. Equal stages
+    give (p - 1) slots. Where micro-batches are as many as stages or more, this is what playing the schedule gives
+    (tests/unit/plan); where they are fewer, no more than every other stage's slot once.
+
+    Args:
+        slots_s: forward and backward pass of one micro-batch on each stage.
+        num_micro_batches: of a step.
+        forward_part: part of a slot that is the forward pass.
+
+    Source: Narayanan et al. 2021, arXiv:2104.04473, section 2.2, made general for stages that differ; where groups of
+    layers are interleaved, its section 2.2.2 divides by the number of groups.
+    """
+    slowest_s = num_micro_batches * max(slots_s)
+    before_s, behind_s, step_s = 0.0, sum(slots_s), slowest_s
+    for stage, slot_s in enumerate(slots_s):
+        behind_s -= slot_s
+        others = min(num_micro_batches, len(slots_s) - stage) - 1
+        waits_s = [max(0.0, behind_s - others * slot_s * part) for part in (forward_part, 1 - forward_part)]
+        step_s = max(step_s, before_s + num_micro_batches * slot_s + sum(waits_s))
+        before_s += slot_s
+    return min(step_s - slowest_s, before_s - max(slots_s))
+
+
+def _forward_part(layout: Layout) -> float:
+    """Give the part of a slot that is the forward pass: backward is twice as long, and does it again to recompute."""
+    return 1 / 4 if layout.recompute == "full" else 1 / 3
 
 
 def _nodes_of_replicas(layout: Layout) -> float:

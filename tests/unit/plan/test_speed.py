@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.planner_calibration import play_1f1b
 from toolkit.plan.costs import Shape, shape_flops_per_token
 from toolkit.plan.fitted import FITTED
 from toolkit.plan.hardware import EFA_32, find_hardware
 from toolkit.plan.layout import OURS, Conditions, Layout
-from toolkit.plan.speed import StageShare, step_time
+from toolkit.plan.speed import StageShare, bubble_s, step_time
 from toolkit.plan.traffic import gather_s, reduce_s
 
 SHAPE = Shape(
@@ -53,6 +54,27 @@ def test_equal_stages_have_the_bubble_of_the_formula() -> None:
     times = step_time(SHAPE, where, (middle,) * 4, on=ON)
     slots_s = times.total_s - times.sync_s - times.optimizer_s - FITTED.step_s
     assert times.bubble_s / slots_s == pytest.approx(3 / (12 + 3))
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.lists(st.floats(1.0, 1.5), min_size=2, max_size=8), st.integers(0, 24), st.sampled_from([1 / 3, 1 / 4]))
+def test_stages_that_differ_wait_as_long_as_in_the_schedule_played(
+    slots: list[float], more: int, forward_part: float
+) -> None:
+    count = len(slots) + more
+    passes = ([slot * forward_part for slot in slots], [slot * (1 - forward_part) for slot in slots])
+    played = play_1f1b(*passes, num_micro_batches=count)
+    idle = bubble_s(slots, count, forward_part=forward_part)
+    assert idle / (count * max(slots) + idle) == pytest.approx(played, abs=0.01)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_where_micro_batches_are_few_no_stage_waits_longer_than_all_others_work(count: int) -> None:
+    slots = [1.0, 1.2, 0.9, 1.1]
+    idle = bubble_s(slots, count, forward_part=1 / 3)
+    played = play_1f1b([s / 3 for s in slots], [s * 2 / 3 for s in slots], num_micro_batches=count)
+    least = played * count * 1.2 / (1 - played)
+    assert least - 1e-9 <= idle <= sum(slots) - 1.2 + 1e-9
 
 
 def test_interleaving_divides_the_bubble() -> None:
