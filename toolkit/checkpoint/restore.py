@@ -201,9 +201,12 @@ def _confirm(path: Path, suspects: set[str]) -> list[str]:
     """Look on rank 0 at what others complain of: a node that cannot read condemns no checkpoint."""
     try:
         parts: Sequence[Part] = layout.read_index(path).parts
+        return [damage for part in parts if part.path in suspects and (damage := find_damage(path, part))]
     except CheckpointError as error:
         return [str(error)]
-    return [damage for part in parts if part.path in suspects and (damage := find_damage(path, part))]
+    except OSError as error:  # its server is away from here too: that condemns nothing, and all ranks try again
+        log.warning("%s cannot be read: %s", path, error)
+        return []
 
 
 def _find_foreign(path: Path, index: Index, expected: Index) -> str | None:

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,6 +42,7 @@ log = logging.getLogger("toolkit.launch.after")  # run as a program its __name__
 
 # Without its controller the job's nodes serve nobody else either, so there is nothing better to do than to wait.
 _PATIENCE_S = 86400.0
+_MEASURE_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +65,8 @@ class After:
         is_halted = self.run_dir.halt_path.exists() or fate is Fate.CANCELLED
         is_own_end = fate in {Fate.OPEN, Fate.UNKNOWN} and not is_halted
         self._blame(self._close_attempt(failures, is_own_end=is_own_end))
-        self._keep_measurement()
+        if fate is not Fate.OUT_OF_TIME:  # then there is none to lose
+            self._keep_measurement()
         if fate is Fate.REQUEUED:
             self._tell_next(BY_SCHEDULER)
             return EXIT_DONE
@@ -90,10 +93,19 @@ class After:
             log.warning("%s cannot be written: %s", self._nodes.path, error)
 
     def _keep_measurement(self) -> None:
-        try:
-            log.info("%s", keep_measurement(self.run_dir))
-        except Exception as error:  # what is measured never stops a run: the next plan is worth less than this one
-            log.warning("later plans are not corrected by this run: %s", first_line(str(error)))
+        """Let later plans learn from this run, for a moment: the site's folder may hang where the run's does not."""
+
+        def keep() -> None:
+            try:
+                log.info("%s", keep_measurement(self.run_dir))
+            except Exception as error:  # told; what is measured never stops a run
+                log.warning("later plans are not corrected by this run: %s", first_line(str(error)))
+
+        thread = threading.Thread(target=keep, name="measurement", daemon=True)
+        thread.start()
+        thread.join(_MEASURE_S)
+        if thread.is_alive():
+            log.warning("later plans are not corrected by this run: no answer within %.0f s", _MEASURE_S)
 
     @property
     def _nodes(self) -> NodeLedger:

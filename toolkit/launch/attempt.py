@@ -27,10 +27,13 @@ from toolkit.errors import (
     RefusedError,
     RunError,
     ToolkitError,
+    TryAgainError,
 )
-from toolkit.launch.gate.versions import read_versions, refuse_differing, say_versions
+from toolkit.launch.gate.versions import find_odd, read_versions, say_versions
 from toolkit.launch.health import is_wanted, refuse_bad_nodes
 from toolkit.launch.ledger import Attempt, Failure, begin_attempt, change_attempt, read_attempts, write_failure
+from toolkit.launch.nodes import NodeLedger
+from toolkit.launch.survey import record_bad_nodes
 from toolkit.log import RankFormatter, setup_logging
 from toolkit.monitor.history import newest_steps
 from toolkit.monitor.rate import RateMeter
@@ -76,7 +79,7 @@ def _attempt(cfg: RunConfig, run_dir: RunDir, world: World, stop: StopFlag, form
     record = Attempt(
         attempt=world.place.attempt,
         job_id=world.place.job_id,
-        nodes=_gather_nodes(world),
+        nodes=_gather_nodes(run_dir, world),
         layout=f"{cfg.parallel.stages} x {cfg.replicas}, ZeRO {cfg.parallel.zero_stage}",
         start_time=start_time,
         seconds=seconds,
@@ -107,15 +110,25 @@ def _attempt(cfg: RunConfig, run_dir: RunDir, world: World, stop: StopFlag, form
     return outcome
 
 
-def _gather_nodes(world: World) -> tuple[str, ...]:
+def _gather_nodes(run_dir: RunDir, world: World) -> tuple[str, ...]:
     """List the nodes of the attempt, the ranks of which must have the same versions. Collective.
 
     Raises:
-        RefusedError: they do not; on every rank, with the same words.
+        TryAgainError: they do not; on every rank, with the same words. The few are left out of the next attempt.
     """
-    by_node: dict[str, str] = dict(world.gather((world.place.node, say_versions(read_versions()))))
-    refuse_differing(by_node)
-    return tuple(by_node)
+    place = world.place
+    by_node: dict[str, str] = dict(world.gather((place.node, say_versions(read_versions()))))
+    odd = find_odd(by_node)
+    if not odd:
+        return tuple(by_node)
+    if world.rank == 0 and 2 * len(odd) < len(by_node):
+        ledger = NodeLedger(run_dir.root.parent)
+        record_bad_nodes(ledger, odd, run=run_dir.name, attempt=place.attempt, now=time.time())
+    said = "; ".join(f"{node}: {words}" for node, words in list(odd.items())[:8])
+    raise TryAgainError(
+        f"nodes differ: {said}\n  all ranks of a run have the same versions\n"
+        "  mend the environment of those nodes, or leave them out with cluster.exclude"
+    )
 
 
 def _own_start_time() -> float:

@@ -3,13 +3,11 @@
     ROOT/.rehearsals/NAME/   lock   .cluster/ (jobs of emulated nodes)   NAME/ (a run directory like any other)
 
 It saves where the run will, in a folder of its own. When it has finished it deletes all that; else ROOT/... stays.
-`python -m toolkit.launch.rehearsal RUN_DIR CODE` is its epilogue in a job of the cluster.
 """
 
 import contextlib
 import fcntl
 import logging
-import os
 import shutil
 import sys
 import time
@@ -21,18 +19,16 @@ import psutil
 
 from toolkit import storage
 from toolkit.cluster.base import Cluster, JobSpec, make_spec
-from toolkit.cluster.choose import OwnJob, read_own_job
 from toolkit.cluster.local import LocalCluster
-from toolkit.config.load import dump_config, load_config
+from toolkit.config.load import dump_config
 from toolkit.config.schema import RunConfig
-from toolkit.errors import EXIT_BUG, EXIT_DONE, Problem, RefusedError, RunError, StorageError
-from toolkit.launch import after
-from toolkit.launch.ledger import JobRecord, find_job_record, read_attempts, write_job_record
-from toolkit.launch.nodes import NodeLedger
+from toolkit.errors import Problem, RefusedError, RunError, StorageError, ToolkitError
+from toolkit.launch.ledger import JobRecord, find_job_record, write_job_record
 from toolkit.launch.phases import find_gap, find_status, find_trouble, list_phases
 from toolkit.launch.prepare import stands
 from toolkit.launch.shrink import ON_CPU, ON_GPU, shrink
 from toolkit.launch.snapshot import freeze_code
+from toolkit.launch.start import ask_whether
 from toolkit.rundir import RunDir
 
 log = logging.getLogger(__name__)
@@ -132,7 +128,7 @@ def plan_on_cluster(cfg: RunConfig, spec: JobSpec, cluster: Cluster) -> Rehearsa
 
     Raises:
         RunError: there is no cluster here.
-        ClusterError: the scheduler would refuse it.
+        RefusedError: the scheduler would refuse it.
     """
     if cluster.name == "local":
         raise RunError(
@@ -147,7 +143,7 @@ def plan_on_cluster(cfg: RunConfig, spec: JobSpec, cluster: Cluster) -> Rehearsa
         spec,
         name=f"rehearse-{cfg.run.name}",
         command=(sys.executable, "-m", "toolkit.launch.job", str(run_dir.root)),
-        epilogue=(sys.executable, "-m", "toolkit.launch.rehearsal", str(run_dir.root)),
+        epilogue=(sys.executable, "-m", "toolkit.launch.rehearsed", str(run_dir.root)),
         work_dir=run_dir.code_dir,
         log_dir=run_dir.logs_dir,
         nodes=small.cluster.nodes,
@@ -156,7 +152,10 @@ def plan_on_cluster(cfg: RunConfig, spec: JobSpec, cluster: Cluster) -> Rehearsa
         time_limit_s=limit_s,
         signal_delay_s=small.cluster.signal_delay_s,
     )
-    cluster.check(own)
+    _, refusal = ask_whether(cluster, own)
+    if refusal:
+        must = "the rehearsal asks for the same as the run, with fewer nodes and less time"
+        raise RefusedError([Problem(f"its rehearsal: {refusal}", must, "rehearse here: leave out --on-cluster")])
     unseen = _find_unseen(cfg, small)
     return Rehearsal(cfg=small, run_dir=run_dir, cluster=cluster, spec=own, not_seen=unseen, new_dirs=())
 
@@ -299,10 +298,12 @@ def _await_end(cluster: Cluster, job_id: str) -> None:
 
 
 def remove(rehearsal: Rehearsal) -> None:
-    """Delete all that a rehearsal here has written."""
-    _empty(rehearsal, keep=None)
-    rehearsal.folder.rmdir()
-    for path in (rehearsal.folder.parent, *rehearsal.new_dirs):
+    """Delete all that a rehearsal here has written; what cannot be is left, and told."""
+    try:
+        _empty(rehearsal, keep=None)
+    except (OSError, ToolkitError) as error:  # the run may have been submitted already
+        log.warning("%s is left: %s", rehearsal.folder, error)
+    for path in (rehearsal.folder, rehearsal.folder.parent, *rehearsal.new_dirs):
         _remove_empty(path)
 
 
@@ -324,49 +325,8 @@ def remove_checkpoints(cfg: RunConfig, run_dir: RunDir) -> None:
     folder = cfg.checkpoint.dir.rpartition("/")[0]
     if cfg.checkpoint.mirror_url is None:
         _remove_empty(storage.local_path(folder))
-    elif not storage.file_sizes(folder):
-        storage.remove_tree(folder)
 
 
 def _remove_empty(folder: Path) -> None:
     with contextlib.suppress(OSError):  # another run is being rehearsed
         folder.rmdir()
-
-
-def conclude(run_dir: RunDir, code: int, own: OwnJob) -> int:
-    """Act on the end of a rehearsal's job; give its exit code: 0 lets the run start.
-
-    Args:
-        run_dir: of the rehearsal.
-        code: what came after its last attempt.
-        own: its job.
-    """
-    attempts, nodes = read_attempts(run_dir), NodeLedger(run_dir.root.parents[2])
-    for attempt in attempts:  # the run is to leave them out too, when it is submitted again
-        about = {"reason": attempt.reason, "run": run_dir.name, "attempt": attempt.attempt}
-        for node in attempt.culprits:
-            nodes.record(node, attempt.cause, now=time.time(), hours=None, **about)
-    if code != EXIT_DONE:
-        record = find_job_record(run_dir)
-        if record is not None and record.job_id != own.job_id:
-            # it would go on without bad nodes, but the run is cancelled with this job
-            own.cluster.cancel(record.job_id)
-        return code
-    if not attempts or attempts[-1].outcome != "FINISHED":
-        return code
-    gap = find_gap(run_dir)
-    if gap is not None:
-        log.error("%s", gap.what)
-        return EXIT_BUG
-    remove_checkpoints(load_config(run_dir.config_path).config, run_dir)
-    return EXIT_DONE
-
-
-def main(run_root: Path, code: int) -> int:
-    """Look after a rehearsal's attempt that has ended; give the exit code of its job."""
-    after_code = after.main(run_root, code)
-    return conclude(RunDir(run_root), after_code, read_own_job(os.environ, patience_s=0.0))
-
-
-if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))

@@ -23,17 +23,20 @@ class Start:
     """Why the scheduler would not take it; empty: it would."""
 
 
-def ask_start(cluster: Cluster, spec: JobSpec, view: View) -> Start:
-    """Ask whether the scheduler would take a job, and reckon when it would start behind all that is planned."""
-    said = refusal = ""
+def ask_whether(cluster: Cluster, spec: JobSpec) -> tuple[str, str]:
+    """Ask whether the scheduler would take a job: what it says of the start, and why it would not take it."""
     try:
-        said = cluster.check(spec)
+        return cluster.check(spec), ""
     except SilentError:
-        pass  # too busy to say: the plan stands without it
+        return "", ""  # too busy to say: what is planned stands without it
     except ClusterError as error:
         refusal = Problem.parse(str(error)).what.removeprefix(f"Slurm refused to take {spec.name}: ")
-        if WAITS in refusal:
-            refusal = ""  # it would be taken, and wait
+        return "", "" if WAITS in refusal else refusal  # it would be taken, and wait
+
+
+def ask_start(cluster: Cluster, spec: JobSpec, view: View) -> Start:
+    """Ask whether the scheduler would take a job, and reckon when it would start behind all that is planned."""
+    said, refusal = ask_whether(cluster, spec)
     preempts = read_preempted(said)
     partition = spec.partition or view.partitions[0].name
     steps = plan_starts(view, partition=partition, time_s=spec.time_limit_s, exclude=spec.exclude, preempted=preempts)

@@ -19,6 +19,12 @@ def environment(root: Path, *settings: str) -> Finding:
     return check_environment(context)[0]
 
 
+def lines(root: Path, text: str) -> str:
+    """Give a setting of lines that are read from a file."""
+    (root / "site.sh").write_text(text + "\n", encoding="utf-8")
+    return f'cluster.setup=["source {root}/site.sh"]'
+
+
 def wandb(context: Context, **environ: str) -> Finding:
     return check_wandb(replace(context, environ=environ))[0]
 
@@ -30,7 +36,7 @@ def test_the_versions_of_here_are_told_when_nothing_changes_them(tmp_path: Path)
 
 
 def test_python_is_started_after_the_lines_of_the_site(tmp_path: Path) -> None:
-    found = environment(tmp_path, f'cluster.setup=["touch {tmp_path}/ran"]', "cluster.env={A: b}")
+    found = environment(tmp_path, lines(tmp_path, f"touch {tmp_path}/ran"), "cluster.env={A: b}")
     assert (found.verdict.value, found.what[-19:]) == ("ok", "after cluster.setup")
     assert (tmp_path / "ran").exists()
 
@@ -45,15 +51,28 @@ def test_lines_that_change_the_versions_are_refused(tmp_path: Path) -> None:
 
 
 def test_lines_that_fail_here_are_a_warning_with_their_last_words(tmp_path: Path) -> None:
-    found = environment(tmp_path, "cluster.setup=['echo no such module >&2; exit 4']")
+    found = environment(tmp_path, lines(tmp_path, "echo no such module >&2; exit 4"))
     assert (found.verdict.value, found.what[-14:]) == ("warning", "no such module")
-    assert "exit code 4" in environment(tmp_path, "cluster.setup=['exit 4']").what
+    assert "exit code 4" in environment(tmp_path, lines(tmp_path, "exit 4")).what
 
 
 def test_lines_that_hang_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(surroundings, "_SETUP_S", 0.2)
-    found = environment(tmp_path, "cluster.setup=['sleep 600']")
+    found = environment(tmp_path, lines(tmp_path, "sleep 600"))
     assert "took longer than 0.2 s" in found.what
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["rm -rf {}/$SLURM_JOB_ID/*", "export A=$(touch {}/ran)", "source x && touch {}/ran", "module load $SLURM_X {}"],
+)
+def test_lines_that_may_change_things_are_not_tried_outside_of_a_job(tmp_path: Path, line: str) -> None:
+    (tmp_path / "precious").mkdir()
+    found = environment(tmp_path, f'cluster.setup=["{line.format(tmp_path)}"]')
+    assert found.verdict.value == "note"
+    assert "not tried here" in found.what
+    assert (tmp_path / "precious").is_dir()
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_key_is_looked_for_as_wandb_does(tmp_path: Path) -> None:

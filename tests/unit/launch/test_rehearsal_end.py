@@ -12,7 +12,7 @@ from toolkit.config.load import dump_config
 from toolkit.config.schema import CheckpointSection, RunConfig
 from toolkit.launch.ledger import Attempt, JobRecord, begin_attempt, write_job_record
 from toolkit.launch.nodes import HANG, NodeLedger
-from toolkit.launch.rehearsal import conclude
+from toolkit.launch.rehearsed import conclude
 from toolkit.rundir import RunDir
 
 
@@ -71,3 +71,29 @@ def test_a_bad_node_is_left_out_of_the_run_too_and_nothing_goes_on_without_it(ru
     assert isinstance(own.cluster, Scheduler)
     assert own.cluster.cancelled == ["8"]
     assert NodeLedger(run_dir.root.parents[2]).excluded(time.time())["n1"].reason == "it hung"
+
+
+def test_the_run_does_not_start_when_another_job_goes_on_with_its_rehearsal(run_dir: RunDir, own: OwnJob) -> None:
+    begin_attempt(run_dir, attempt(0, "REQUEUE", next="job 8"))
+    write_job_record(run_dir, JobRecord(scheduler="local", job_id="8", attempts_before=0))
+    assert conclude(run_dir, 0, own) == 1
+    assert isinstance(own.cluster, Scheduler)
+    assert own.cluster.cancelled == ["8"]
+
+
+def test_the_run_does_not_start_when_its_rehearsal_was_stopped(run_dir: RunDir, own: OwnJob) -> None:
+    begin_attempt(run_dir, attempt(0, "STOPPED", next="nothing: it was stopped"))
+    assert conclude(run_dir, 0, own) == 1
+
+
+def test_a_rehearsal_that_is_requeued_has_not_ended(run_dir: RunDir, own: OwnJob) -> None:
+    begin_attempt(run_dir, attempt(0, "REQUEUE", next="requeued"))
+    assert conclude(run_dir, 0, own) == 0
+    assert run_dir.checkpoints_dir.exists()
+
+
+def test_a_ledger_that_cannot_be_written_does_not_keep_the_run_from_starting(run_dir: RunDir, own: OwnJob) -> None:
+    begin_attempt(run_dir, attempt(0, "REQUEUE", culprits=("n1",), cause=HANG, next="requeued"))
+    begin_attempt(run_dir, attempt(1, "FINISHED"))
+    (run_dir.root.parents[2] / "nodes.jsonl").mkdir()
+    assert conclude(run_dir, 0, own) == 0

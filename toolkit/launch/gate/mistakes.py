@@ -6,7 +6,7 @@ from toolkit.checkpoint import layout
 from toolkit.cluster.base import PartitionLimits
 from toolkit.config.schema import RunConfig, to_dict
 from toolkit.data.mixture import identify, open_members
-from toolkit.errors import Problem, RunError
+from toolkit.errors import Problem, RunError, StorageError
 from toolkit.rundir import RunDir
 
 
@@ -32,7 +32,12 @@ def refuse_foreign_checkpoint(cfg: RunConfig, run_dir: RunDir) -> None:
     newest = layout.newest(run_dir.find_checkpoints(cfg.checkpoint.dir))
     if newest is None:
         return
-    index = layout.read_index(newest)
+    try:
+        index = layout.read_index(newest)
+    except OSError as error:
+        raise StorageError(
+            f"{newest} cannot be read: {error.strerror}\n  the run goes on from there\n  try again later"
+        ) from error
     now: dict[str, Any] = {
         "model": to_dict(cfg)["model"],
         "tokens_per_step": cfg.batch.tokens_per_step,

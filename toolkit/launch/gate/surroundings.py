@@ -3,6 +3,7 @@
 import contextlib
 import json
 import netrc
+import re
 import shlex
 import subprocess
 from collections.abc import Mapping
@@ -19,12 +20,13 @@ from toolkit.launch.snapshot import checkout_dir
 
 _SETUP_S = 8.0
 _WANDB_URL = "https://api.wandb.ai"
+_HARMLESS = ("module", "ml", "source", ".", "export", "unset", "conda", "mamba", "micromamba", "spack", "set")
 _MARK = "versions: "
 _TELL = f"import json, {versions.__name__} as versions; print({_MARK!r} + json.dumps(versions.read_versions()))"
 
 
 def check_environment(context: Context) -> list[Finding]:
-    """Look at `environment`: start the ranks' Python as the job does, after the site's lines, here.
+    """Look at `environment`: start the ranks' Python as the job does, here; after the site's lines where they are safe.
 
     What differs on a node is seen when the job starts: its ranks compare their versions.
     """
@@ -37,6 +39,10 @@ def check_environment(context: Context) -> list[Finding]:
     said = say_versions(own)
     if not section.setup and not section.env:
         return [ok("environment", f"{said} in {context.prefix}")]
+    if not all(is_harmless(line) for line in section.setup):
+        return [
+            note("environment", f"{said} in {context.prefix}; cluster.setup is not tried here, it may change things")
+        ]
     script = _write_script(section.setup, section.env, python)
     code, output = _run(script, environ=context.environ)
     marked = next((line for line in output.splitlines() if line.startswith(_MARK)), None)
@@ -53,6 +59,15 @@ def check_environment(context: Context) -> list[Finding]:
             refuse("environment", what, "the job must run what was checked here", "mend cluster.setup or cluster.env")
         ]
     return [ok("environment", f"{said} in {context.prefix}, also after cluster.setup")]
+
+
+def is_harmless(line: str) -> bool:
+    """Whether a shell line only changes the shell's own environment, so that it may be tried outside of a job.
+
+    What is written for a node may clear a directory named by a variable that is empty here.
+    """
+    words = line.split()
+    return bool(words) and words[0] in _HARMLESS and not re.search(r"[;&|<>`]|\$\(|SLURM|TMPDIR", line)
 
 
 def _write_script(setup: list[str], env: Mapping[str, str], python: Path) -> str:

@@ -5,14 +5,13 @@ from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 
 from toolkit.cluster.view import shorten_nodes
-from toolkit.errors import Problem, RefusedError
 
 PACKAGES = ("torch", "deepspeed")
 
 
 def read_versions() -> dict[str, str | None]:
     """Tell the versions of this process; None: it is not installed."""
-    found: dict[str, str | None] = {"python": ".".join(map(str, sys.version_info[:3]))}
+    found: dict[str, str | None] = {"python": ".".join(map(str, sys.version_info[:2]))}  # patches do not matter
     for name in PACKAGES:
         try:
             found[name] = version(name)
@@ -26,21 +25,18 @@ def say_versions(versions: Mapping[str, str | None]) -> str:
     return ", ".join(f"{name} {number or 'missing'}" for name, number in versions.items())
 
 
-def refuse_differing(by_node: Mapping[str, str]) -> None:
-    """Compare what the ranks of an attempt run on.
+def find_odd(by_node: Mapping[str, str]) -> dict[str, str]:
+    """Find the nodes of an attempt that run on something else than most of them.
 
     Args:
         by_node: what `say_versions` says on each node.
 
-    Raises:
-        RefusedError: nodes differ; the few are named beside the many.
+    Returns:
+        Node -> what it has and what the others have; empty: all have the same.
     """
     nodes_of: dict[str, list[str]] = {}
     for node, text in by_node.items():
         nodes_of.setdefault(text, []).append(node)
-    if len(nodes_of) > 1:
-        told = sorted(nodes_of.items(), key=lambda pair: len(pair[1]))
-        what = "; ".join(f"{shorten_nodes(nodes)} has {text}" for text, nodes in told)
-        rule = "all ranks of a run have the same versions"
-        remedy = "mend the environment of those nodes, or leave them out with cluster.exclude"
-        raise RefusedError([Problem(f"nodes differ: {what}", rule, remedy)])
+    most = max(nodes_of, key=lambda text: len(nodes_of[text]))
+    others = shorten_nodes(nodes_of[most])
+    return {node: f"it has {text}, {others} {most}" for node, text in by_node.items() if text != most}
