@@ -268,11 +268,13 @@ def free_bytes(path: Path) -> int:
 
 
 def nearest_existing(path: Path) -> Path:
-    """Find a path or the nearest of its parents that exists."""
+    """Find a path or the nearest of its parents that can be seen to exist."""
     existing = path.absolute()
-    while not existing.exists():
+    while True:
+        with suppress(PermissionError):  # a directory above may not be searched
+            if existing.exists():
+                return existing
         existing = existing.parent
-    return existing
 
 
 class _LocalWriter(io.FileIO):

@@ -59,7 +59,7 @@ class Accounting:
     associations: tuple[Association, ...]
     qos: Mapping[str, tuple[AccountLimit, ...]]
     default_qos: Mapping[str, str]
-    """By account."""
+    """By account; empty: it is not known."""
 
     @property
     def accounts(self) -> list[str]:
@@ -68,7 +68,15 @@ class Accounting:
         return list(dict.fromkeys(one.account for one in own))
 
     def limits_of(self, *, account: str, partition: str, qos: str | None) -> list[AccountLimit]:
-        """List all limits that a job of the user meets: its own, those of the accounts above, the QOS's."""
+        """List all limits that a job of the user meets: the QOS's, its own, those of the accounts above.
+
+        Where the QOS limits the same, its limit holds instead (resource_limits.html, "Hierarchy").
+
+        Args:
+            account: that is charged.
+            partition: of the job.
+            qos: None: it is not known.
+        """
         found = [
             limit
             for one in self.associations
@@ -82,7 +90,9 @@ class Accounting:
             # what an account allows each job or user stands at its users too
             found += [limit for limit in above[account].limits if limit.word in _GROUP_WORDS]
             account = above[account].parent
-        return [*found, *self.qos.get(qos or "normal", ())]
+        first = self.qos.get(qos, ()) if qos else ()
+        ruled = {(limit.word.removesuffix("PU"), limit.resource) for limit in first}
+        return [*first, *(limit for limit in found if (limit.word, limit.resource) not in ruled)]
 
 
 def read_accounting(
@@ -112,7 +122,7 @@ def read_accounting(
         qos={
             name: tuple(_read_qos(name, line, rows.get(name), users={user, str(uid)})) for name, line in names.items()
         },
-        default_qos={row[0]: row[2] for row in _split_rows(association_rows) if row[2]},
+        default_qos={row[0]: row[2] or "normal" for row in _split_rows(association_rows)},
     )
 
 

@@ -18,13 +18,16 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from toolkit import storage
 from toolkit.cluster.accounting import ASSOCIATION_COLUMNS, QOS_COLUMNS, Accounting, read_accounting
 from toolkit.cluster.answers import expand_nodes, parse_jobs, parse_nodes, parse_partitions, parse_state, read_exit_note
 from toolkit.cluster.base import JobSpec, JobState, JobStatus, Node, PartitionLimits, View, check_signal
 from toolkit.cluster.view import JOB_COLUMNS, LIVE_STATES, NODE_COLUMNS, read_view
+from toolkit.config.schema import ClusterSection
 from toolkit.errors import ClusterError
 
 log = logging.getLogger(__name__)
@@ -34,6 +37,7 @@ ANSWER_S = 60.0
 _DATABASE_S = 2.0
 _LONGEST_PAUSE_S = 20.0
 _RANK_LOG = "@RANK_LOG@"
+_SBATCH = {"account": "SBATCH_ACCOUNT", "qos": "SBATCH_QOS", "partition": "SBATCH_PARTITION"}
 _PASSING = (
     "Unable to contact",
     "Socket timed out",
@@ -101,13 +105,15 @@ class SlurmCluster:
     def submit(self, spec: JobSpec, *, script_path: Path) -> str:
         """Hand the script to sbatch."""
         storage.write_atomic(str(script_path), self.render(spec).encode())
-        answer = self._call(["sbatch", "--parsable", str(script_path)], act=f"submit {spec.name}")
+        command = ["sbatch", "--parsable", str(script_path)]
+        answer = self._call(command, act=f"submit {spec.name}", environ=_decided(os.environ))
         return answer.strip().split(";")[0]
 
     def check(self, spec: JobSpec) -> str:
         """Let Slurm judge the script without submitting it; its estimate of the start names the job's future id."""
         act = f"take {spec.name}"
-        said = self._call(["sbatch", "--test-only"], act=act, script=self.render(spec), keep_stderr=True)
+        command, environ = ["sbatch", "--test-only"], _decided(os.environ)
+        said = self._call(command, act=act, script=self.render(spec), keep_stderr=True, environ=environ)
         return re.sub(r"^sbatch: Job \d+ to start", "would start", said.strip())
 
     def state(self, job_id: str) -> JobStatus:
@@ -278,6 +284,21 @@ def _run(
     except subprocess.TimeoutExpired:
         return 1, "", f"Socket timed out: {command[0]} said nothing for {timeout_s:g} s"
     return done.returncode, done.stdout, done.stderr
+
+
+def fill_from_environment(section: ClusterSection, environ: Mapping[str, str]) -> ClusterSection:
+    """Take what is open of account, QOS and partition from where sbatch would take it.
+
+    A job that goes on inside another one no longer sees these variables, so the script has to say it.
+    """
+    is_open = {field: name for field, name in _SBATCH.items() if getattr(section, field) is None}
+    told: dict[str, Any] = {field: environ.get(name) or None for field, name in is_open.items()}
+    return replace(section, **told)
+
+
+def _decided(environ: Mapping[str, str]) -> dict[str, str]:
+    """Take away what would overrule the script, in which all of it is settled."""
+    return {name: value for name, value in environ.items() if name not in _SBATCH.values()}
 
 
 def _outside(environ: Mapping[str, str]) -> dict[str, str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from toolkit import storage
 from toolkit.cluster.base import Cluster, JobSpec, JobState, JobStatus, PartitionLimits, find_partition, make_spec
 from toolkit.cluster.choose import open_cluster
+from toolkit.cluster.slurm import fill_from_environment
 from toolkit.config.check import check_config
 from toolkit.config.load import COMMAND_LINE, Loaded, dump_config
 from toolkit.config.schema import ClusterSection, RunConfig
@@ -103,7 +104,7 @@ def look_around(loaded: Loaded, site: Site) -> Context:
         RunError: the run is live already.
     """
     cluster = open_cluster(loaded.config.cluster.scheduler, state_dir=state_dir(Path(loaded.config.run.root)))
-    cfg, partition = _fill(loaded, cluster.limits(), checks=(check_partition,))
+    cfg, partition = _fill(loaded, cluster, checks=(check_partition,))
     run_dir = RunDir(Path(cfg.run.root) / cfg.run.name)
     refuse_live(run_dir)
     plan, too_large = _plan(cfg, site, cluster)
@@ -161,7 +162,7 @@ def fill_for_plan(loaded: Loaded) -> RunConfig:
     Where nodes would be emulated the run is planned for another machine, and may be larger than this one.
     """
     cluster = open_cluster(loaded.config.cluster.scheduler, state_dir=state_dir(Path(loaded.config.run.root)))
-    cfg, _ = _fill(loaded, cluster.limits(), checks=() if cluster.name == "local" else (check_partition,))
+    cfg, _ = _fill(loaded, cluster, checks=() if cluster.name == "local" else (check_partition,))
     return replace(cfg, cluster=_name_scheduler(cfg.cluster, cluster))
 
 
@@ -296,12 +297,14 @@ def refuse_live(run_dir: RunDir) -> None:
 
 def _fill(
     loaded: Loaded,
-    limits: list[PartitionLimits],
+    cluster: Cluster,
     *,
     checks: Sequence[Callable[[RunConfig, PartitionLimits], list[Problem]]],
 ) -> tuple[RunConfig, PartitionLimits]:
-    """Take what is open from the partition, and raise all mistakes of the configuration at once."""
-    cfg, partition = _make_absolute(_place_source(loaded)), None
+    """Take what is open from the shell and the partition, and raise all mistakes of the configuration at once."""
+    cfg, partition, limits = _make_absolute(_place_source(loaded)), None, cluster.limits()
+    if cluster.name == "slurm":
+        cfg = replace(cfg, cluster=fill_from_environment(cfg.cluster, os.environ))
     try:
         partition = find_partition(limits, cfg.cluster.partition)
         cfg = replace(cfg, cluster=fill_section(cfg.cluster, partition))

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from toolkit.cluster.answers import expand_nodes, parse_job, parse_nodes, parse_partitions, parse_time
 from toolkit.cluster.base import Fate, JobSpec, JobState
-from toolkit.cluster.slurm import SlurmCluster
+from toolkit.cluster.slurm import SlurmCluster, fill_from_environment
+from toolkit.config.schema import ClusterSection
 
 
 def test_the_job_script_is_the_one_that_was_read(golden: Callable[[str, str], None]) -> None:
@@ -99,3 +100,9 @@ def test_nodes_are_read_with_their_reason() -> None:
     ]  # fmt: skip
     assert [node.name for node in parse_nodes(text, partition="low")] == ["n1"]
     assert len(parse_nodes(text, partition="main")) == 3
+
+
+def test_what_the_shell_says_of_account_and_partition_is_taken_where_nothing_else_is_said() -> None:
+    environ = {"SBATCH_ACCOUNT": "physics", "SBATCH_PARTITION": "low", "SBATCH_QOS": "", "SBATCH_RESERVATION": "mine"}
+    filled = fill_from_environment(ClusterSection(partition="main"), environ)
+    assert (filled.account, filled.partition, filled.qos) == ("physics", "main", None)

@@ -77,6 +77,17 @@ def test_a_qos_limits_each_user_and_the_number_of_jobs(context: Context) -> None
     assert "MaxSubmitJobs 1 job, 1 in use" in check_account(busy)[0].what
 
 
+def test_what_the_qos_limits_is_not_limited_by_the_account_too(context: Context) -> None:
+    long = ask(context, account="physics", qos="long", time_limit_s=20 * HOUR_S)
+    assert not any("MaxWallPJ" in one.what for one in long)
+    longer = ask(context, account="physics", qos="long", time_limit_s=25 * HOUR_S)
+    over = [one.what for one in longer if "MaxWallPJ" in one.what]
+    assert over == ["QOS long allows MaxWallPJ 24 h, the job asks for 25 h"]
+    unknown = replace(accounts(), default_qos={})  # sacctmgr was silent
+    found = check_account(with_spec(replace(context, cluster=FakeSlurm(accounts=unknown)), account="physics", qos=None))  # type: ignore[arg-type]
+    assert not any("QOS" in one.what for one in found)
+
+
 def test_hours_that_are_granted_are_held_against_the_predicted_ones(context: Context) -> None:
     slow = replace(context, plan=replace(context.plan, speed=replace(context.plan.speed, run_s=100 * HOUR_S)))
     found = ask(slow, account="physics", qos="long")

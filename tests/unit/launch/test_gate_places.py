@@ -42,7 +42,17 @@ def test_checkpoints_that_are_kept_for_good_are_counted(tmp_path: Path, monkeypa
     monkeypatch.setattr(places.storage, "free_bytes", lambda _: 6 * 2**20)
     found = only(check_places(make_context(tmp_path, "run.tokens=102_400", "checkpoint.keep_every=20")), "space")
     assert found.verdict.value == "warning"
-    assert "leaves 5 of them" in found.reason
+    assert "leaves 5 more of them" in found.reason
+
+
+def test_checkpoints_that_stay_for_good_make_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = make_context(tmp_path, "run.tokens=102_400", "checkpoint.keep_every=20")
+    for step in range(20, 100, 20):
+        directory = context.run_dir.checkpoints_dir / f"step-{step:08d}"
+        directory.mkdir(parents=True)
+        (directory / "COMPLETE").touch()
+    monkeypatch.setattr(places.storage, "free_bytes", lambda _: 1000)
+    assert only(check_places(context), "space").verdict.value == "refused"
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no /proc")

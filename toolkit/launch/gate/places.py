@@ -50,17 +50,18 @@ def _check_answer(url: str) -> list[Finding]:
 
 def _check_space(context: Context, target: Path) -> Finding:
     asked, each = context.cfg.checkpoint, layout.bytes_needed(num_parameters(context.cfg.model))
-    free, there = storage.free_bytes(target), len(layout.list_steps(target))
+    free, steps = storage.free_bytes(target), layout.list_steps(target)
     most = asked.keep + 1  # an old one goes when the new one is whole
-    missing = max(0, most - there)
+    missing = most - min(asked.keep, len(steps))
     what = f"{target} has {_size(free)} free"
     size = f"one checkpoint takes {_size(each)}"
     if missing * each > free:
         reason = f"{size}, and checkpoint.keep + 1 = {most} are there while one is written"
         return refuse("space", what, reason, "free space, set checkpoint.dir elsewhere, or a smaller checkpoint.keep")
-    kept = context.cfg.num_steps // asked.keep_every if asked.keep_every else 0
+    every, num_steps = asked.keep_every, context.cfg.num_steps
+    kept = max(0, num_steps // every - sum(step % every == 0 for step in steps)) if every else 0
     if (missing + kept) * each > free:
-        reason = f"{size}, and checkpoint.keep_every={asked.keep_every} leaves {kept} of them for good"
+        reason = f"{size}, and checkpoint.keep_every={every} leaves {kept} more of them for good"
         return warn("space", what, reason, "free space in time, or set a larger checkpoint.keep_every")
     return ok("space", f"{what}, {missing + kept} checkpoints of {_size(each)} will take it")
 
@@ -126,6 +127,6 @@ def _named_paths(context: Context) -> dict[Path, str]:
         paths.setdefault(storage.local_path(cfg.checkpoint.dir), "checkpoint.dir")
     # an interpreter of the system is on every node's own disk; one of a person must be seen from there
     for place in (context.prefix, context.python.resolve().parent):
-        if not any(place.is_relative_to(system) for system in ("/usr", "/bin")):
+        if not any(place.is_relative_to(system) for system in ("/usr", "/bin", "/opt")):
             paths.setdefault(place, "the Python environment")
     return paths
