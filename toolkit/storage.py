@@ -267,6 +267,14 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(nearest_existing(path)).free
 
 
+def say_bytes(num_bytes: float) -> str:
+    """Write a size for people: `6.8 MiB`, `74.5 GiB`, `1.2 TiB`."""
+    unit, size = next(
+        ((unit, size) for unit, size in (("TiB", 2.0**40), ("GiB", 2.0**30)) if num_bytes >= size), ("MiB", 2.0**20)
+    )
+    return f"{num_bytes / size:.1f} {unit}"
+
+
 def nearest_existing(path: Path) -> Path:
     """Find a path or the nearest of its parents that can be seen to exist."""
     existing = path.absolute()

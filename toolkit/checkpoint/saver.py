@@ -254,7 +254,7 @@ class Saver:
         free = storage.free_bytes(self._dir)
         if free >= needed:
             return None
-        return f"{self._dir} has {_say_size(free)} free; a checkpoint takes {_say_size(needed)}"
+        return f"{self._dir} has {storage.say_bytes(free)} free; a checkpoint takes {storage.say_bytes(needed)}"
 
     def _raise_together(self, problems: Sequence[str | None]) -> None:
         told = [f"{self._world.name_of(rank)}: {text}" for rank, text in enumerate(problems) if text]
@@ -356,10 +356,6 @@ class Saver:
                 layout.delete(layout.step_dir(self._dir, step=step))
             except OSError as error:  # the new one is whole all the same
                 log.warning("step %d could not be deleted: %s", step, error)
-
-
-def _say_size(num_bytes: int) -> str:
-    return f"{num_bytes / 2**20:.1f} MiB" if num_bytes < 2**30 else f"{num_bytes / 2**30:.1f} GiB"
 
 
 def _fsync(path: Path) -> None:

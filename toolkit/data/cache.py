@@ -27,6 +27,7 @@ from toolkit import storage
 from toolkit.config.schema import DataSection
 from toolkit.data.manifest import ShardEntry
 from toolkit.errors import DataError, StorageError
+from toolkit.storage import say_bytes
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def open_cache(data: DataSection, environ: Mapping[str, str], entries: Sequence[
     needed = sum(entry.num_bytes for entry in entries)
     if data.shuffle and needed > max_bytes:
         raise DataError(
-            f"the cache {cache_dir} may take {_gib(max_bytes)}, the shards have {_gib(needed)}\n"
+            f"the cache {cache_dir} may take {say_bytes(max_bytes)}, the shards have {say_bytes(needed)}\n"
             "  with data.shuffle=true every step reads from anywhere, so all of them must fit on the node\n"
             "  raise data.cache_gib, set data.cache_dir to a larger disk, or set data.shuffle=false"
         )
@@ -187,8 +188,9 @@ class ShardCache:
         free = storage.free_bytes(self._dir)
         if used > self._max_bytes or free < num_bytes:
             raise CacheFullError(
-                f"{self._dir} has no room for a shard of {_gib(num_bytes)}: others that are in use or on their way "
-                f"take {_gib(used - num_bytes)} of {_gib(self._max_bytes)}, {_gib(free)} are free on the disk\n"
+                f"{self._dir} has no room for a shard of {say_bytes(num_bytes)}: others that are in use or on their way "
+                f"take {say_bytes(used - num_bytes)} of {say_bytes(self._max_bytes)}, {say_bytes(free)} are free on "
+                "the disk\n"
                 "  all shards that are read between two visits of one must fit; with data.shuffle these are all\n"
                 "  raise data.cache_gib, or set data.cache_dir to a larger disk"
             )
@@ -351,7 +353,3 @@ def _mapped_files(cache_dir: Path) -> set[str]:
         with suppress(OSError):  # it ended meanwhile, or is another user's
             names.update(found[1] for found in pattern.finditer(maps.read_text(errors="replace")))
     return names
-
-
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / 2**30:.2f} GiB"

@@ -43,7 +43,7 @@ class Measured:
     mfu: float
     causal_mfu: float
     memory_bytes: int | None
-    """Peak of the fullest rank, as its allocator held it; None: on CPUs."""
+    """Most that the tensors of the fullest rank took; None: on CPUs."""
     data_fraction: float
     """Part of the time that rank 0 waited for data."""
     slowest_ratio: float | None

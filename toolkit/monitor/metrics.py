@@ -4,7 +4,7 @@ train/loss and validation/loss: nats a token, mean over all samples of the step.
 clipping, absent where DeepSpeed does not tell. speed/tokens_per_s: over all ranks, mean of the newest steps.
 speed/mfu: of the devices' 16-bit peak, absent on CPU. speed/data_fraction: part of the step spent reading.
 speed/slowest_ratio: computing time of the slowest rank over the median of its peers, now and then.
-memory/peak_gib: what the allocator of the fullest rank has held at most, as of the step before; absent on CPU.
+memory/peak_gib: most that the tensors of a rank have taken, of the fullest one, as of the step before; absent on CPU.
 An unknown figure is absent.
 """
 

@@ -146,7 +146,7 @@ def measurement_of(plan: Plan, *, step_s: float, memory_bytes: int | None = None
     Args:
         plan: of the run; how it was calibrated does not matter.
         step_s: median of at least 20 steps after the first ones.
-        memory_bytes: peak of the fullest rank, as the allocator held it.
+        memory_bytes: most that the tensors of the fullest rank took.
     """
     plain = make_plan(plan.cfg, plan.boundaries, hardware=plan.hardware)
     fullest = max(plain.memory, key=lambda stage: stage.total_bytes)

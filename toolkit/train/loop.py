@@ -213,7 +213,8 @@ class Training:
         judge = self.around.judge
         step_s = self.step_times.longest(evaluates=self._is_due(self.cfg.monitor.eval_every, step=self.step + 1))
         mine = judge.reason(now=time.time(), step_s=step_s, save_s=self.saving.longest_save_s)
-        peak_bytes = torch.cuda.max_memory_reserved() if self.around.world.device.type == "cuda" else 0
+        # not what the allocator keeps: that grows to fill a device whose tensors have room
+        peak_bytes = torch.cuda.max_memory_allocated() if self.around.world.device.type == "cuda" else 0
         told = [mine, self.saving.is_due(self.step), peak_bytes]
         agreed, is_save_due, self.peak_bytes = self.around.world.agree(told)
         judge.hear(Stop(agreed))

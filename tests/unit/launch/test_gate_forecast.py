@@ -62,7 +62,7 @@ def test_the_nearest_layout_comes_with_the_error(tmp_path: Path) -> None:
 
 def test_host_memory_counts_the_copies_for_saves_and_the_ranks(tmp_path: Path) -> None:
     context = of_seven_b(tmp_path)
-    assert "of the 500 GiB of a node" in forecast(context, "host-memory").what
+    assert "of the 500.0 GiB of a node" in forecast(context, "host-memory").what
     fewer = with_spec(context, mem_per_node="11G")  # 8 of 64 ranks keep an eighth of 12 bytes x 6.7e9
     found = forecast(fewer, "host-memory")
     assert found.verdict.value == "warning"

@@ -3,6 +3,7 @@
 import math
 import re
 
+from toolkit import storage
 from toolkit.checkpoint.layout import list_steps
 from toolkit.cluster.view import say_duration
 from toolkit.launch.gate.context import Context
@@ -28,7 +29,7 @@ def _check_memory(context: Context) -> Finding:
     limit = plan.hardware.memory_bytes
     if limit is None:
         return ok("memory", "that of the host: see host-memory")
-    what = f"{plan.memory_part:.0%} of {_size(limit)} of {plan.hardware.name} on the fullest stage"
+    what = f"{plan.memory_part:.0%} of {storage.say_bytes(limit)} of {plan.hardware.name} on the fullest stage"
     if plan.is_roomy:
         return ok("memory", what)
     reason = f"above {WARN_ABOVE:.0%} allocators thrash: such runs were measured to be 2.6 to 10 times slower"
@@ -48,11 +49,11 @@ def _check_host(context: Context) -> Finding:
     asked = read_memory(context.spec.mem_per_node)
     have = asked or context.partition.mem_per_node_mib << 20
     if not have:
-        return note("host-memory", f"{_size(certain + likely)} a node; what nodes have is not known")
+        return note("host-memory", f"{storage.say_bytes(certain + likely)} a node; what nodes have is not known")
     whose = "this machine" if context.is_emulated else "cluster.mem_per_node" if asked else "a node"
-    what = f"{(certain + likely) / have:.0%} of the {_size(have)} of {whose}"
+    what = f"{(certain + likely) / have:.0%} of the {storage.say_bytes(have)} of {whose}"
     kept = "a copy for saves in the background" + ("" if plan.hardware.is_gpu else ", model and activations")
-    reason = f"{ranks} ranks keep {_size(certain + likely)}: {kept}"
+    reason = f"{ranks} ranks keep {storage.say_bytes(certain + likely)}: {kept}"
     remedy = "use more nodes, or raise cluster.mem_per_node" if asked else "use more nodes"
     remedy = "use fewer emulated nodes, which share one memory, or a smaller model" if context.is_emulated else remedy
     if certain > REFUSE_ABOVE * have:
@@ -76,10 +77,6 @@ def read_memory(text: str | None) -> int | None:
     if found is None or int(found[1]) == 0:
         return None
     return int(found[1]) << {"K": 10, "": 20, "M": 20, "G": 30, "T": 40}[found[2].upper()]
-
-
-def _size(num_bytes: float) -> str:
-    return f"{num_bytes / 2**30:.3g} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.3g} MiB"
 
 
 def _check_walltime(context: Context) -> Finding:

@@ -53,8 +53,8 @@ def _check_space(context: Context, target: Path) -> Finding:
     free, steps = storage.free_bytes(target), layout.list_steps(target)
     most = asked.keep + 1  # an old one goes when the new one is whole
     missing = most - min(asked.keep, len(steps))
-    what = f"{target} has {_size(free)} free"
-    size = f"one checkpoint takes {_size(each)}"
+    what = f"{target} has {storage.say_bytes(free)} free"
+    size = f"one checkpoint takes {storage.say_bytes(each)}"
     if missing * each > free:
         reason = f"{size}, and checkpoint.keep + 1 = {most} are there while one is written"
         return refuse("space", what, reason, "free space, set checkpoint.dir elsewhere, or a smaller checkpoint.keep")
@@ -63,13 +63,7 @@ def _check_space(context: Context, target: Path) -> Finding:
     if (missing + kept) * each > free:
         reason = f"{size}, and checkpoint.keep_every={every} leaves {kept} more of them for good"
         return warn("space", what, reason, "free space in time, or set a larger checkpoint.keep_every")
-    return ok("space", f"{what}, {missing + kept} checkpoints of {_size(each)} will take it")
-
-
-def _size(num_bytes: float) -> str:
-    if num_bytes >= 2**40:
-        return f"{num_bytes / 2**40:.1f} TiB"
-    return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**28 else f"{num_bytes / 2**20:.1f} MiB"
+    return ok("space", f"{what}, {missing + kept} checkpoints of {storage.say_bytes(each)} will take it")
 
 
 def check_reachable(context: Context) -> list[Finding]:
