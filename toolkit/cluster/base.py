@@ -4,7 +4,7 @@ import enum
 import shlex
 import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -152,6 +152,16 @@ def make_spec(
         sbatch_extra=section.sbatch_extra,
         srun_extra=tuple(section.srun_extra),
     )
+
+
+def ask_for_gpus(spec: JobSpec, section: ClusterSection, partition: "PartitionLimits") -> JobSpec:
+    """Ask for the GPUs of a filled section where the partition has any."""
+    assert section.gpus_per_node is not None, "cluster.gpus_per_node is not resolved"
+    if not partition.gpus_per_node:
+        return spec
+    # a name that only the planner knows (h100 for nvidia_h100_80gb) would be refused
+    gpu_type = section.gpu_type if section.gpu_type == partition.gpu_type else None
+    return replace(spec, gpus_per_node=section.gpus_per_node, gpu_type=gpu_type)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

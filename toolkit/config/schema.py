@@ -274,8 +274,8 @@ class ClusterSection:
     max_fruitless: Count = 3
     """Attempts in a row that may fail without getting further, before the run is left FAILED."""
     setup: list[str] = field(default_factory=list)
-    """Shell lines run on each job's first node before the ranks start (module load ...), and by the gate where the run
-    is submitted, to see whether python starts after them."""
+    """Shell lines run on each job's first node before the ranks start (module load ...). The gate tries them where the
+    run is submitted, if they do no more than to change the shell's environment."""
     env: dict[str, str] = field(default_factory=dict)
     """Environment variables for every rank. Never a secret: they are written to the script."""
     sbatch_extra: dict[str, Any] = field(default_factory=dict)

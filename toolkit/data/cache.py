@@ -188,9 +188,9 @@ class ShardCache:
         free = storage.free_bytes(self._dir)
         if used > self._max_bytes or free < num_bytes:
             raise CacheFullError(
-                f"{self._dir} has no room for a shard of {say_bytes(num_bytes)}: others that are in use or on their "
-                f"way take {say_bytes(used - num_bytes)} of {say_bytes(self._max_bytes)}, {say_bytes(free)} are free on "
-                "the disk\n"
+                f"{self._dir} has no room for a shard of {say_bytes(num_bytes)}: others that are in use or on "
+                f"their way take {say_bytes(used - num_bytes)} of {say_bytes(self._max_bytes)}, {say_bytes(free)} are "
+                "free on the disk\n"
                 "  all shards that are read between two visits of one must fit; with data.shuffle these are all\n"
                 "  raise data.cache_gib, or set data.cache_dir to a larger disk"
             )

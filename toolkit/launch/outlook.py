@@ -7,7 +7,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from toolkit.cluster.base import Cluster, JobSpec, JobState, PartitionLimits, QueuedJob, View, find_partition, make_spec
+from toolkit.cluster.base import (
+    Cluster,
+    JobSpec,
+    JobState,
+    PartitionLimits,
+    QueuedJob,
+    View,
+    ask_for_gpus,
+    find_partition,
+    make_spec,
+)
 from toolkit.cluster.view import longest_now, nodes_of, plan_starts
 from toolkit.config.schema import ClusterSection
 from toolkit.errors import ClusterError
@@ -103,11 +113,7 @@ def _specify(section: ClusterSection, partition: PartitionLimits) -> JobSpec:
         nodes=section.nodes,
         tasks_per_node=section.gpus_per_node,
     )
-    if not partition.gpus_per_node:
-        return spec
-    # a name that only the planner knows would be refused
-    gpu_type = section.gpu_type if section.gpu_type == partition.gpu_type else None
-    return replace(spec, gpus_per_node=section.gpus_per_node, gpu_type=gpu_type)
+    return ask_for_gpus(spec, section, partition)
 
 
 def _choose_counts(view: View, partition: str, section: ClusterSection, exclude: set[str]) -> list[int]:

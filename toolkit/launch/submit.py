@@ -9,7 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from toolkit import storage
-from toolkit.cluster.base import Cluster, JobSpec, JobState, JobStatus, PartitionLimits, find_partition, make_spec
+from toolkit.cluster.base import (
+    Cluster,
+    JobSpec,
+    JobState,
+    JobStatus,
+    PartitionLimits,
+    ask_for_gpus,
+    find_partition,
+    make_spec,
+)
 from toolkit.cluster.choose import open_cluster
 from toolkit.cluster.slurm import fill_from_environment
 from toolkit.config.check import check_config
@@ -368,8 +377,4 @@ def _make_spec(cfg: RunConfig, run_dir: RunDir, partition: PartitionLimits) -> J
         tasks_per_node=section.gpus_per_node,
     )
     spec = replace(spec, epilogue=(sys.executable, "-m", "toolkit.launch.after", str(run_dir.root)))
-    if not partition.gpus_per_node:
-        return spec
-    # a name that only the planner knows (h100 for nvidia_h100_80gb) would be refused
-    gpu_type = section.gpu_type if section.gpu_type == partition.gpu_type else None
-    return replace(spec, gpus_per_node=section.gpus_per_node, gpu_type=gpu_type)
+    return ask_for_gpus(spec, section, partition)
