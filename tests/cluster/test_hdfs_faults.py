@@ -14,6 +14,7 @@ import xxhash
 
 from tests.devcluster.minihdfs import Cluster, write_settings
 from tests.fetch import start_fetch
+from tests.runs import wait_until
 from toolkit import storage
 from toolkit.data.cache import ShardCache
 from toolkit.data.manifest import ShardEntry
@@ -98,20 +99,26 @@ def test_a_name_node_that_starts_again_in_the_middle_of_a_copy(
     assert (tmp_path / "to").read_bytes() == DATA
 
 
+def list_blocks(cluster: Cluster) -> set[Path]:
+    return {path for name in ("dn0", "dn1", "dn2") for path in cluster.block_files(name)}
+
+
+def write_twice(cluster: Cluster, url: str) -> list[Path]:
+    """Write a file and give its replicas; a data node that came back a moment ago gets its own later."""
+    known = list_blocks(cluster)
+    storage.write_atomic(url, DATA)
+    wait_until(lambda: len(list_blocks(cluster) - known) == 2, timeout_s=60, said=lambda: list_blocks(cluster) - known)
+    return sorted(list_blocks(cluster) - known)
+
+
 def test_one_corrupt_replica_is_not_read(healed: Cluster, remote_dir: str, tmp_path: Path) -> None:
-    known = {path for name in ("dn0", "dn1", "dn2") for path in healed.block_files(name)}
-    storage.write_atomic(f"{remote_dir}/shard", DATA)
-    replicas = sorted({path for name in ("dn0", "dn1", "dn2") for path in healed.block_files(name)} - known)
-    assert len(replicas) == 2
-    flip(replicas[0])
+    flip(write_twice(healed, f"{remote_dir}/shard")[0])
     path = ShardCache(tmp_path, max_bytes=1 << 30).locate_in(remote_dir)(make_entry(DATA))
     assert path.read_bytes() == DATA
 
 
 def test_corrupt_replicas_alone_are_refused(healed: Cluster, remote_dir: str, tmp_path: Path) -> None:
-    known = {path for name in ("dn0", "dn1", "dn2") for path in healed.block_files(name)}
-    storage.write_atomic(f"{remote_dir}/shard", DATA)
-    for path in {path for name in ("dn0", "dn1", "dn2") for path in healed.block_files(name)} - known:
+    for path in write_twice(healed, f"{remote_dir}/shard"):
         flip(path)
     locate = ShardCache(tmp_path, max_bytes=1 << 30).locate_in(remote_dir)
     with storage.patience(3), pytest.raises(StorageError, match=f"{remote_dir}/shard: ") as caught:
