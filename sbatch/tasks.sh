@@ -12,6 +12,7 @@ run_tasks() {
   tasks=$!
   code=0
   wait "$tasks" || code=$?
+  trap '' TERM # from here on ignored by all that starts: Slurm's SIGTERM may come while the epilogue does
   [ -n "$told" ] || return 0
   kill_wait=$(timeout 3 scontrol show config 2>/dev/null | sed -n 's/^KillWait *= *\([0-9]*\).*/\1/p' || true)
   for _ in $(seq "${kill_wait:-30}"); do

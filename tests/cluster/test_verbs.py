@@ -174,6 +174,17 @@ def test_at_the_time_limit_the_epilogue_has_time_to_requeue_even_when_the_tasks_
     assert bench.until(follower, lambda status: status.state is not JobState.PENDING).nodes == ("node3", "node4")
 
 
+def test_an_epilogue_that_is_told_to_end_while_it_starts_does_its_work(bench: Bench) -> None:
+    if not bench.is_slurm:
+        pytest.skip("emulated nodes signal the tasks alone")
+    job_id = bench.submit("sleep 1")
+    bench.wait_for_task(job_id).wait(60)
+    while bench.cluster.state(job_id).state.is_live:
+        subprocess.run(["scancel", "--full", "--signal=TERM", job_id], check=False, capture_output=True, timeout=60)
+    assert bench.epilogues(job_id)[0][::2] == [f"{job_id}.0", "0"]
+    assert bench.cluster.state(job_id).state is JobState.COMPLETED
+
+
 def test_a_cancelled_job_is_told_from_one_that_is_out_of_time_and_a_follower_starts_after_it(bench: Bench) -> None:
     job_id = bench.submit(YIELDING, exclude=("node1",))
     bench.wait_for_task(job_id)

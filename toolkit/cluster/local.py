@@ -52,8 +52,10 @@ class LocalCluster:
         exports = [f"export {name}={shlex.quote(value)}" for name, value in spec.env.items()]
         lines = ["#!/bin/bash", "set -euo pipefail", f"cd {shlex.quote(str(spec.work_dir))}"]
         line = spec.epilogue_line
+        # as in sbatch/tasks.sh: the job may be told to end while the epilogue starts
+        shield = ["if [ \"${1:-}\" = epilogue ]; then trap '' TERM; fi"] if line else []
         after = [f'if [ "${{1:-}}" = epilogue ]; then exec {line} "$2"; fi'] if line else []
-        return "\n".join([*lines, *exports, *spec.setup, *after, f"exec {spec.command_line}", ""])
+        return "\n".join([*lines, *shield, *exports, *spec.setup, *after, f"exec {spec.command_line}", ""])
 
     def check(self, spec: JobSpec) -> str:
         """Take anything of bearable size; it starts at once."""
