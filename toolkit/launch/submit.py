@@ -137,8 +137,9 @@ def look_around(loaded: Loaded, site: Site) -> Context:
 
 def _plan(cfg: RunConfig, site: Site, cluster: Cluster) -> tuple[Plan, Problem | None]:
     """Plan the run; where nothing fits, give the nearest plan and why it does not."""
-    hardware = site.find_hardware(cfg.cluster.gpu_type)
-    device = name_device(hardware, _name_scheduler(cfg.cluster, cluster))
+    section = _name_scheduler(cfg.cluster, cluster)
+    hardware = site.find_hardware(section)
+    device = name_device(hardware, section)
     try:
         return resolve(cfg, hardware=hardware, calibration=site.calibrate(device)), None
     except TooLargeError as error:

@@ -192,6 +192,20 @@ CPU = Hardware(
 )
 
 
+def share_cores(cpu: Hardware, *, ranks: int, cores: int) -> Hardware:
+    """Give what a rank has of a CPU's core where ranks are more than cores: all that it does takes longer, alike."""
+    part = min(1.0, cores / ranks)
+    return replace(
+        cpu,
+        peak_bf16_flops=cpu.peak_bf16_flops * part,
+        peak_fp32_flops=cpu.peak_fp32_flops * part,
+        memory_bytes_per_s=cpu.memory_bytes_per_s * part,
+        launch_s=cpu.launch_s / part,
+        logit_s=cpu.logit_s / part,
+        step_s=cpu.step_s / part,
+    )
+
+
 def find_hardware(gpu_type: str | None, *, site: Mapping[str, Hardware] | None = None) -> Hardware:
     """Find a device by a name as Slurm's gres types write it (h100, nvidia_a100_80gb_pcie); None: CPU.
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from benchmarks.planner_calibration import play_1f1b
 from toolkit.plan.costs import Shape, shape_flops_per_token
 from toolkit.plan.fitted import FITTED
-from toolkit.plan.hardware import EFA_32, find_hardware
+from toolkit.plan.hardware import CPU, EFA_32, find_hardware, share_cores
 from toolkit.plan.layout import OURS, Conditions, Layout
 from toolkit.plan.speed import StageShare, bubble_s, step_time
 from toolkit.plan.traffic import gather_s, reduce_s
@@ -75,6 +75,12 @@ def test_where_micro_batches_are_few_no_stage_waits_longer_than_all_others_work(
     played = play_1f1b([s / 3 for s in slots], [s * 2 / 3 for s in slots], num_micro_batches=count)
     least = played * count * 1.2 / (1 - played)
     assert least - 1e-9 <= idle <= sum(slots) - 1.2 + 1e-9
+
+
+def test_ranks_that_share_a_core_take_as_many_times_as_long() -> None:
+    where = layout(stages=1, replicas=1, precision="fp32")
+    steps = [step(where, 32, on=replace(ON, hardware=share_cores(CPU, ranks=ranks, cores=2))) for ranks in (1, 2, 8)]
+    assert steps == pytest.approx([steps[0], steps[0], 4 * steps[0]])
 
 
 def test_interleaving_divides_the_bubble() -> None:
