@@ -85,7 +85,12 @@ def slurm(directory: Path) -> Iterator[tuple[str, ...]]:
 def measure(times: Times, kind: str, root: Path, dataset: Path, *, nodes: int) -> None:
     """Make all checks of a run once, and each group alone."""
     settings = [f"cluster.scheduler={kind}", f"run.root={root}", f"data.path={dataset}", "model.vocab_size=320"]
-    settings += [f"cluster.nodes={nodes}", "cluster.gpus_per_node=1", 'cluster.setup=["true"]', "monitor.wandb=auto"]
+    settings += [
+        f"cluster.nodes={nodes}",
+        "cluster.gpus_per_node=1",
+        'cluster.setup=["export TRIED=1"]',
+        "monitor.wandb=auto",
+    ]
     loaded = load_config(CHECKOUT / "configs" / "runs" / "tiny-cpu.yaml", overrides=settings)
     begun = time.perf_counter()
     context = look_around(loaded, Site(folder=root, hardware={}, measurements=()))
