@@ -22,8 +22,8 @@ from toolkit.cluster.local import LocalCluster
 from toolkit.data.prepare.preparation import Preparation
 from toolkit.data.prepare.tokenizer import train_tokenizer
 from toolkit.data.prepare.tokens import prepare
+from toolkit.launch.jobs import state_dir
 from toolkit.launch.ledger import Attempt, read_attempts
-from toolkit.launch.submit import state_dir
 from toolkit.monitor.history import newest_steps, read_steps
 from toolkit.rundir import RunDir
 

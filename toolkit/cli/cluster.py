@@ -18,10 +18,10 @@ from toolkit.cluster.base import JobState, NodeLoad, PartitionLimits, QueuedJob,
 from toolkit.cluster.choose import open_cluster
 from toolkit.cluster.view import nodes_of, say_duration, say_when, shorten_nodes, waiting
 from toolkit.config.load import find_profile, load_config
+from toolkit.launch.jobs import state_dir
 from toolkit.launch.outlook import Outlook, look_ahead
 from toolkit.launch.snapshot import checkout_dir
 from toolkit.launch.start import Start
-from toolkit.launch.submit import state_dir
 
 _PATIENCE_S = 1.0
 _ANSWER_S = 5.0  # of one command: a person waits

@@ -14,7 +14,7 @@ from toolkit.monitor.metrics import short
 from toolkit.plan.calibration import UNCALIBRATED, Calibration, Measurement, calibrate
 from toolkit.plan.figure import draw_plans
 from toolkit.plan.proposal import Plan
-from toolkit.plan.report import PlanRow, count_runs, plan_dict, plan_rows, plan_text
+from toolkit.plan.report import PlanRow, choose_unit, count_runs, plan_dict, plan_rows, plan_text, say_gpu_hours
 
 _SHOWN = 10
 _WIDTH = 105  # columns that a table needs; a narrower terminal wraps its lines
@@ -72,7 +72,7 @@ def _table(rows: Sequence[PlanRow], first: Plan) -> Table:
             f"{row.causal_mfu:.1%}",
             room,
             f"{row.bubble:.0%}",
-            f"{row.gpu_hours:,.0f}" if row.gpu_hours >= 10 else f"{row.gpu_hours:.2g}",
+            say_gpu_hours(row.gpu_hours),
             _lasting(row.days, spread),
             style=_STYLES[row.verdict],
         )
@@ -92,10 +92,9 @@ def between(low: float, high: float) -> str:
 
 def _lasting(days: float, spread: float) -> str:
     """Write how long a run lasts, in the largest unit that makes one of it."""
-    unit, size = next(
-        ((unit, size) for unit, size in (("d", 1.0), ("h", 24.0), ("min", 1440.0)) if days * size >= 1), ("s", 86400.0)
-    )
-    return f"{between(days * size * (1 - spread), days * size * (1 + spread))} {unit}"
+    unit = choose_unit(days * 86400)
+    lasts = days * 86400 / unit.seconds
+    return f"{between(lasts * (1 - spread), lasts * (1 + spread))} {unit.short}"
 
 
 def print_nodes(plans: dict[int, Plan], console: Console) -> None:

@@ -12,8 +12,9 @@ from rich.console import Console
 
 from toolkit.cluster.base import NEVER_STARTS
 from toolkit.errors import RefusedError, RunError
+from toolkit.launch.jobs import job_status
 from toolkit.launch.ledger import JobRecord
-from toolkit.launch.phases import count, find_status, find_trouble
+from toolkit.launch.phases import count, find_trouble
 from toolkit.launch.rehearsal import (
     LIMIT_S,
     Rehearsal,
@@ -109,7 +110,7 @@ def describe_rehearsal(record: JobRecord | None, *, num_attempts: int) -> dict[s
     if record is None or record.rehearsed_in is None or num_attempts > record.attempts_before:
         return None
     run_dir = RunDir(Path(record.rehearsed_in))
-    status = find_status(run_dir)
+    status = job_status(run_dir)
     if status is None:
         return None
     problem = None if status.state.is_live else find_trouble(run_dir, status)

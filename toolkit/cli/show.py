@@ -20,10 +20,10 @@ from toolkit.config.schema import DataSection, to_dict
 from toolkit.data.mixture import mean_unigram_loss, open_members
 from toolkit.errors import RunError, ToolkitError
 from toolkit.launch.archive import upload_run
+from toolkit.launch.jobs import job_status
 from toolkit.launch.ledger import Attempt, find_job_record, read_attempts, read_failures
 from toolkit.launch.measured import describe_measured
 from toolkit.launch.prepare import PreparationJobs, read_share
-from toolkit.launch.submit import job_status
 from toolkit.monitor import metrics
 from toolkit.monitor.history import newest_steps, read_first_step
 from toolkit.rundir import RunDir
@@ -47,7 +47,12 @@ def list_runs(root: Path) -> list[RunDir]:
 
 
 def describe(run_dir: RunDir) -> dict[str, Any]:
-    """Gather what is known of a run as plain values."""
+    """Gather what is known of a run as plain values, with what was expected and measured."""
+    return {**_outline(run_dir), **describe_measured(run_dir)}
+
+
+def _outline(run_dir: RunDir) -> dict[str, Any]:
+    """Gather what is known of a run but for what its steps took on the whole."""
     cfg = load_config(run_dir.config_path).config
     status, record = job_status(run_dir), find_job_record(run_dir)
     attempts = read_attempts(run_dir)
@@ -67,7 +72,6 @@ def describe(run_dir: RunDir) -> dict[str, Any]:
         "validation_loss": _newest_validation(run_dir, every=cfg.monitor.eval_every),
         "unigram_loss": _unigram_loss(cfg.data),
         "tokens_per_s": last.get(metrics.TOKENS_PER_S) if last else None,
-        **describe_measured(run_dir),
         "attempts": [_plain_attempt(attempt, status) for attempt in attempts],
         "failures": [asdict(failure) for failure in failures],
     }
@@ -130,7 +134,7 @@ def upload(run_dir: RunDir, url: str, console: Console) -> list[str]:
 
 def print_runs(root: Path, console: Console, *, as_json: bool) -> None:
     """List the runs, a line each."""
-    runs = [describe(run) for run in list_runs(root)]
+    runs = [(describe if as_json else _outline)(run) for run in list_runs(root)]
     if as_json:
         print_json(runs)
         return

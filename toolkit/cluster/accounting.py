@@ -10,14 +10,14 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-QOS_COLUMNS = ("Name", "MaxTRESPU", "MaxJobsPU", "MaxSubmitPU", "MaxTRESPA", "MaxJobsPA", "MaxSubmitPA")
+QOS_COLUMNS = ("Name", "MaxTRESPU", "MaxJobsPU", "MaxSubmitPU")
 """Asked of `sacctmgr show qos`."""
 ASSOCIATION_COLUMNS = ("Account", "Partition", "DefaultQOS")
 """Asked of `sacctmgr show assoc`."""
 
 _MAX_WORDS = ("MaxTRESPJ", "MaxTRESPN", "MaxWallPJ", "MaxJobs", "MaxSubmitJobs")
 _GROUP_WORDS = ("GrpTRES", "GrpTRESMins", "GrpTRESRunMins", "GrpWall", "GrpJobs", "GrpSubmitJobs")
-_SACCTMGR_WORDS = {"MaxSubmitPU": "MaxSubmitJobsPU", "MaxSubmitPA": "MaxSubmitJobsPA"}  # as scontrol calls them
+_SACCTMGR_WORDS = {"MaxSubmitPU": "MaxSubmitJobsPU"}  # as scontrol calls them
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,7 +155,7 @@ def _read_qos(name: str, line: str, row: list[str] | None, *, users: set[str]) -
         if who in users:
             fields = dict(re.findall(r"(\w+)=(\S*)", inside))
             used |= {(one[0], one[1]): one[3] for word in fields for one in _read_values(word, fields[word])}
-    for column, value in zip(QOS_COLUMNS[1:4], row[1:4], strict=True):  # of accounts only the users' share is known
+    for column, value in zip(QOS_COLUMNS[1:], row[1:4], strict=True):
         word = _SACCTMGR_WORDS.get(column, column)
         for _, resource, most, _ in _read_values(word, value):
             if most is not None:

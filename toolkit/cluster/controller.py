@@ -24,6 +24,7 @@ from toolkit.cluster.tasks import (
     kill_tasks,
     own_identity,
     send_signal,
+    share_threads,
     start_task,
     tell_to_end,
 )
@@ -338,8 +339,7 @@ class Controller:
             "MASTER_PORT": str(_free_port()),
             "GLOO_SOCKET_IFNAME": "lo",
             "SLURM_CPUS_PER_TASK": str(cpus),
-            # all emulated nodes share the cores of this machine
-            "OMP_NUM_THREADS": str(min(cpus, max(1, (os.cpu_count() or 1) // num_ranks))),
+            "OMP_NUM_THREADS": str(share_threads(num_ranks, cpus_per_task=cpus)),
         }
 
     def _tell(self, **fields: Any) -> None:

@@ -35,6 +35,11 @@ class Task:
         return f"rank {self.rank} on {self.node}: {how}"
 
 
+def share_threads(num_ranks: int, *, cpus_per_task: int) -> int:
+    """Say how many threads a rank of emulated nodes has: all of them share the cores of this machine."""
+    return min(cpus_per_task, max(1, (os.cpu_count() or 1) // num_ranks))
+
+
 def start_task(command: Sequence[str], *, rank: int, node: str, variables: Mapping[str, str], log_path: Path) -> Task:
     """Start a process in a session of its own, so that its children are signalled with it; it dies with its parent."""
     log_path.parent.mkdir(parents=True, exist_ok=True)

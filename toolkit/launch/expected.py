@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit import storage
+from toolkit.cluster.tasks import share_threads
 from toolkit.config.schema import ClusterSection
 from toolkit.plan.calibration import Measurement
 from toolkit.plan.hardware import Hardware
@@ -86,7 +87,7 @@ def name_device(hardware: Hardware, section: ClusterSection) -> str:
     if section.scheduler != "local":
         return f"{hardware.name}, {section.cpus_per_task} a rank"
     ranks, cores = section.nodes * (section.gpus_per_node or 1), os.cpu_count() or 1
-    threads = min(section.cpus_per_task or 1, max(1, cores // ranks))  # as cluster/controller.py gives them
+    threads = share_threads(ranks, cpus_per_task=section.cpus_per_task or 1)
     return f"{hardware.name}, {ranks} x {threads} on {cores}"
 
 

@@ -5,23 +5,14 @@ from pathlib import Path
 from toolkit.checkpoint import layout
 from toolkit.checkpoint.upload import list_remote
 from toolkit.cluster.base import JobState, JobStatus
-from toolkit.cluster.choose import open_cluster
 from toolkit.config.load import load_config
 from toolkit.config.schema import RunConfig
 from toolkit.errors import Problem, ToolkitError
-from toolkit.launch.ledger import find_job_record, read_attempts, read_failures
+from toolkit.launch.ledger import read_attempts, read_failures
 from toolkit.launch.shrink import NUM_STEPS
 from toolkit.monitor import metrics
 from toolkit.monitor.history import read_steps
 from toolkit.rundir import RunDir
-
-
-def find_status(run_dir: RunDir) -> JobStatus | None:
-    """Ask for the job of a rehearsal; None: it has gone."""
-    record = find_job_record(run_dir)
-    if record is None:
-        return None
-    return open_cluster(record.scheduler, state_dir=run_dir.root.parent / ".cluster").state(record.job_id)
 
 
 def count(number: int, noun: str) -> str:

@@ -23,8 +23,9 @@ from toolkit.cluster.local import LocalCluster
 from toolkit.config.load import dump_config
 from toolkit.config.schema import RunConfig
 from toolkit.errors import Problem, RefusedError, RunError, StorageError, ToolkitError
+from toolkit.launch.jobs import job_status, state_dir
 from toolkit.launch.ledger import JobRecord, find_job_record, write_job_record
-from toolkit.launch.phases import find_gap, find_status, find_trouble, list_phases
+from toolkit.launch.phases import find_gap, find_trouble, list_phases
 from toolkit.launch.prepare import stands
 from toolkit.launch.shrink import ON_CPU, ON_GPU, shrink
 from toolkit.launch.snapshot import freeze_code
@@ -107,7 +108,7 @@ def plan_here(cfg: RunConfig) -> Rehearsal:
         tasks_per_node=section.gpus_per_node or 1,
     )
     spec = replace(spec, epilogue=(sys.executable, "-m", "toolkit.launch.after", str(run_dir.root)))
-    cluster = LocalCluster(run_dir.root.parent / ".cluster")
+    cluster = LocalCluster(state_dir(run_dir.root.parent))
     not_seen = ("GPUs and their kernels", "the network between nodes", *_find_unseen(cfg, small))
     made = _find_new_dirs(cfg)
     return Rehearsal(cfg=small, run_dir=run_dir, cluster=cluster, spec=spec, not_seen=not_seen, new_dirs=made)
@@ -227,7 +228,7 @@ def _writes(folder: Path) -> Iterator[None]:
 
 
 def _refuse_live(rehearsal: Rehearsal) -> None:
-    status = find_status(rehearsal.run_dir)
+    status = job_status(rehearsal.run_dir)
     if status is not None and status.state.is_live:
         raise _in_use(rehearsal.run_dir.name, f"job {status.job_id} is {status.state.value}", rehearsal.folder)
 

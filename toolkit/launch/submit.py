@@ -13,7 +13,6 @@ from toolkit.cluster.base import (
     Cluster,
     JobSpec,
     JobState,
-    JobStatus,
     PartitionLimits,
     ask_for_gpus,
     find_partition,
@@ -31,9 +30,9 @@ from toolkit.launch.gate.context import Context
 from toolkit.launch.gate.finding import Finding
 from toolkit.launch.gate.mistakes import check_partition, refuse_foreign_checkpoint
 from toolkit.launch.gate.mounts import MOUNT_TABLE, read_mounts
+from toolkit.launch.jobs import find_job, job_status, state_dir
 from toolkit.launch.ledger import JobRecord, find_job_record, read_attempts, write_job_record
 from toolkit.launch.nodes import NodeLedger, choose_exclusions
-from toolkit.launch.phases import find_status
 from toolkit.launch.planning import Site
 from toolkit.launch.prepare import PreparationJobs, ask_for, name_dataset, plan_jobs, stands, submit_jobs
 from toolkit.launch.rehearsal import Rehearsal, claim, hand_in
@@ -64,11 +63,6 @@ class Request:
     """A job that must be good first; None: none on the cluster."""
     code_dir: Path | None = None
     """Frozen code that was rehearsed here; None: the code that is running is frozen."""
-
-
-def state_dir(root: Path) -> Path:
-    """Say where emulated nodes keep their jobs: beside the runs they belong to."""
-    return root.absolute() / ".cluster"
 
 
 def prepare_request(loaded: Loaded, site: Site, *, accept: Sequence[str] = ()) -> Request:
@@ -242,14 +236,6 @@ def _write_run_dir(request: Request) -> None:
     write_expected(run_dir, request.expected)
 
 
-def find_job(run_dir: RunDir) -> tuple[Cluster, str] | None:
-    """Find the newest job of a run; None: none was submitted."""
-    record = find_job_record(run_dir)
-    if record is None:
-        return None
-    return open_cluster(record.scheduler, state_dir=state_dir(run_dir.root.parent)), record.job_id
-
-
 def halt(run_dir: RunDir, *, how: str) -> tuple[str, JobState]:
     """Let a run stand still until it is submitted again.
 
@@ -278,15 +264,9 @@ def halt(run_dir: RunDir, *, how: str) -> tuple[str, JobState]:
 
 def _cancel_rehearsal(run_dir: RunDir, cluster: Cluster) -> None:
     record = find_job_record(run_dir)
-    status = find_status(RunDir(Path(record.rehearsed_in))) if record and record.rehearsed_in else None
+    status = job_status(RunDir(Path(record.rehearsed_in))) if record and record.rehearsed_in else None
     if status is not None and status.state.is_live:
         cluster.cancel(status.job_id)
-
-
-def job_status(run_dir: RunDir) -> JobStatus | None:
-    """Ask for the state of the newest job of a run."""
-    job = find_job(run_dir)
-    return job[0].state(job[1]) if job else None
 
 
 def _absolute_if_there(name: str) -> str:

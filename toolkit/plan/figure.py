@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from toolkit.plan.proposal import REFUSE_ABOVE, WARN_ABOVE, Plan
+from toolkit.plan.report import choose_unit, say_gpu_hours
 
-_SECONDS = {"days": 86400, "hours": 3600, "minutes": 60, "seconds": 1}
 _BLUE, _RED, _GREY = "#1f5fa8", "#b03030", "#666666"
 _FIXED = {"Date": None}  # the same plans give the same file
 
@@ -38,19 +38,18 @@ def draw_plans(plans: Mapping[int, Plan], *, title: str) -> str:
 
 
 def _draw_time(axes: Any, plans: Sequence[Plan]) -> None:
-    longest = max(plan.speed.run_s for plan in plans)
-    unit = next((name for name, seconds in _SECONDS.items() if longest >= seconds), "seconds")
+    unit = choose_unit(max(plan.speed.run_s for plan in plans))
     places = range(len(plans))
-    times = [plan.speed.run_s / _SECONDS[unit] for plan in plans]
+    times = [plan.speed.run_s / unit.seconds for plan in plans]
     spread = plans[0].speed.spread
     axes.plot(places, times, "o-", color=_BLUE)
     edges = [[time * (1 + sign * spread) for time in times] for sign in (-1, 1)]
     axes.fill_between(places, *edges, color=_BLUE, alpha=0.15, linewidth=0)
     axes.set_ylim(bottom=0)
-    axes.set_ylabel(unit)
+    axes.set_ylabel(unit.name)
     axes.grid(axis="y", alpha=0.3)
     for place, plan in enumerate(plans):
-        hours = f"{plan.speed.gpu_hours:,.0f}" if plan.speed.gpu_hours >= 10 else f"{plan.speed.gpu_hours:.2g}"
+        hours = say_gpu_hours(plan.speed.gpu_hours)
         above = {"xytext": (4, 7), "textcoords": "offset points"}
         axes.annotate(f"{hours} GPU-h", (place, times[place]), fontsize=8, color=_GREY, **above)
 

@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from toolkit.plan.advice import find_limit
 from toolkit.plan.costs import num_parameters
@@ -106,6 +106,27 @@ def plan_text(plan: Plan) -> str:
 
 def _interval(value: float, spread: float) -> str:
     return f"{value * (1 - spread):.3g} to {value * (1 + spread):.3g}"
+
+
+class Unit(NamedTuple):
+    """A unit of how long a run lasts."""
+
+    name: str
+    short: str
+    seconds: float
+
+
+_UNITS = (Unit("days", "d", 86400.0), Unit("hours", "h", 3600.0), Unit("minutes", "min", 60.0))
+
+
+def choose_unit(seconds: float) -> Unit:
+    """Choose the largest unit that makes one of a time."""
+    return next((unit for unit in _UNITS if seconds >= unit.seconds), Unit("seconds", "s", 1.0))
+
+
+def say_gpu_hours(hours: float) -> str:
+    """Write GPU-hours, few of them with two digits."""
+    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}"
 
 
 def count_runs(runs: Sequence[str]) -> str:
