@@ -15,12 +15,13 @@ from rich.table import Table
 
 from toolkit.cli.rehearse import describe_rehearsal
 from toolkit.cluster.base import NEVER_STARTS, Cluster, JobState, JobStatus
-from toolkit.config.load import Loaded, load_config
+from toolkit.config.load import Loaded
 from toolkit.config.schema import DataSection, to_dict
 from toolkit.data.mixture import mean_unigram_loss, open_members
-from toolkit.errors import RunError, ToolkitError
+from toolkit.errors import ClusterError, RunError, ToolkitError
 from toolkit.launch.archive import upload_run
-from toolkit.launch.jobs import job_status
+from toolkit.launch.identity import original_of, read_config
+from toolkit.launch.jobs import Queue, job_status, look_for_jobs
 from toolkit.launch.ledger import Attempt, find_job_record, read_attempts, read_failures
 from toolkit.launch.measured import describe_measured
 from toolkit.launch.prepare import PreparationJobs, read_share
@@ -46,21 +47,22 @@ def list_runs(root: Path) -> list[RunDir]:
     return [run for run in runs if run.config_path.is_file()]
 
 
-def describe(run_dir: RunDir) -> dict[str, Any]:
+def describe(run_dir: RunDir, queue: Queue | None = None) -> dict[str, Any]:
     """Gather what is known of a run as plain values, with what was expected and measured."""
-    return {**_outline(run_dir), **describe_measured(run_dir)}
+    return {**_outline(run_dir, queue or look_for_jobs(run_dir.root.parent)), **describe_measured(run_dir)}
 
 
-def _outline(run_dir: RunDir) -> dict[str, Any]:
+def _outline(run_dir: RunDir, queue: Queue) -> dict[str, Any]:
     """Gather what is known of a run but for what its steps took on the whole."""
-    cfg = load_config(run_dir.config_path).config
-    status, record = job_status(run_dir), find_job_record(run_dir)
+    cfg = read_config(run_dir)
+    status, record, original = _ask(run_dir, queue), find_job_record(run_dir), original_of(run_dir)
     attempts = read_attempts(run_dir)
     first, last = read_first_step(run_dir.metrics_path), next(newest_steps(run_dir.metrics_path), None)
     failures = read_failures(run_dir, attempts[-1].attempt) if attempts else _newest_failures(run_dir)
     return {
         "run": run_dir.name,
         "directory": str(run_dir.root),
+        "copy_of": None if original is None else str(original),
         "state": _state(status, attempts),
         "job": None if status is None else _plain_status(status),
         "prepared_in": None if record is None else record.prepared_in,
@@ -75,6 +77,16 @@ def _outline(run_dir: RunDir) -> dict[str, Any]:
         "attempts": [_plain_attempt(attempt, status) for attempt in attempts],
         "failures": [asdict(failure) for failure in failures],
     }
+
+
+def _ask(run_dir: RunDir, queue: Queue) -> JobStatus | None:
+    """Ask for the job of a run; where nobody answers, the run itself has something to tell all the same."""
+    try:
+        return job_status(run_dir, queue)
+    except ClusterError as error:
+        record = find_job_record(run_dir)
+        reason = str(error).splitlines()[0]
+        return JobStatus(job_id=record.job_id if record else "", state=JobState.UNKNOWN, reason=reason)
 
 
 def _state(status: JobStatus | None, attempts: Sequence[Attempt]) -> str:
@@ -134,7 +146,8 @@ def upload(run_dir: RunDir, url: str, console: Console) -> list[str]:
 
 def print_runs(root: Path, console: Console, *, as_json: bool) -> None:
     """List the runs, a line each."""
-    runs = [(describe if as_json else _outline)(run) for run in list_runs(root)]
+    queue = look_for_jobs(root)
+    runs = [(describe if as_json else _outline)(run, queue) for run in list_runs(root)]
     if as_json:
         print_json(runs)
         return
@@ -158,6 +171,9 @@ def print_run(run_dir: RunDir, console: Console, *, as_json: bool) -> None:
         print_json(run)
         return
     job = run["job"]
+    if run["copy_of"] is not None:
+        resume = f"python -m toolkit resume {run['run']}"
+        console.print(f"run {run['run']}: a copy of {run['copy_of']}, with no job of its own; {resume}", markup=False)
     if job is not None:
         why = f" ({job['reason']})" if job["reason"] else ""
         progress = f"{run['state']}, step {run['step']}/{run['num_steps']}"
@@ -267,7 +283,7 @@ def follow(run_dir: RunDir, console: Console) -> None:
     Raises:
         RunError: the run did not finish.
     """
-    num_steps = load_config(run_dir.config_path).config.num_steps
+    num_steps = read_config(run_dir).num_steps
     try:
         (_follow_live if console.is_terminal else _follow_plain)(run_dir, console, num_steps)
     except KeyboardInterrupt:
@@ -322,7 +338,7 @@ def _why_waiting(status: JobStatus, data: DataSection) -> str:
 
 def _poll(run_dir: RunDir) -> Iterator[tuple[JobStatus, dict[str, Any]]]:
     """Give state and newest step of a run until its job ends."""
-    data = load_config(run_dir.config_path).config.data
+    data = read_config(run_dir).data
     while (status := job_status(run_dir)) is not None:
         nothing = {"step": 0, "waiting": _why_waiting(status, data)}
         yield status, next(newest_steps(run_dir.metrics_path), nothing)
