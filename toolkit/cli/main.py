@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from toolkit.cli import cluster, nodes, rehearse, show
+from toolkit.cli import cluster, follow, nodes, rehearse, show
 from toolkit.cli import plan as planning
 from toolkit.cli.findings import print_findings
 from toolkit.cluster.base import JobState
@@ -219,7 +219,7 @@ def _hand_in(request: submit.Request, asked: argparse.Namespace) -> None:
         return
     console.print(f"run {request.run_dir.name}: job {job_id} submitted, directory {request.run_dir.root}")
     if asked.follow:
-        show.follow(request.run_dir, console)
+        follow.follow(request.run_dir, console)
     else:
         console.print(f"follow it: python -m toolkit logs {request.run_dir.name} --follow")
 
@@ -261,7 +261,7 @@ def _status(asked: argparse.Namespace) -> None:
 
 
 def _logs(asked: argparse.Namespace) -> None:
-    show.print_log(_find(asked), rank=asked.rank, follow=asked.follow)
+    follow.print_log(_find(asked), rank=asked.rank, follow=asked.follow)
 
 
 def _halt(asked: argparse.Namespace) -> None:

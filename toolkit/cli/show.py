@@ -2,15 +2,13 @@
 
 import itertools
 import json
-import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.progress import DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
 from toolkit.cli.rehearse import describe_rehearsal
@@ -18,20 +16,18 @@ from toolkit.cluster.base import NEVER_STARTS, Cluster, JobState, JobStatus
 from toolkit.config.load import Loaded
 from toolkit.config.schema import DataSection, to_dict
 from toolkit.data.mixture import mean_unigram_loss, open_members
-from toolkit.errors import ClusterError, RunError, ToolkitError
+from toolkit.errors import ClusterError, ToolkitError
 from toolkit.launch.archive import upload_run
 from toolkit.launch.identity import original_of, read_config
 from toolkit.launch.jobs import Queue, job_status, look_for_jobs
 from toolkit.launch.ledger import Attempt, find_job_record, read_attempts, read_failures
 from toolkit.launch.measured import describe_measured
-from toolkit.launch.prepare import PreparationJobs, read_share
+from toolkit.launch.prepare import PreparationJobs
 from toolkit.monitor import metrics
 from toolkit.monitor.history import newest_steps, read_first_step
 from toolkit.rundir import RunDir
 
-_POLL_S = 0.5
 _SHOWN_NODES = 4
-_PLAIN_PART = 0.1  # of the run, between the lines of a log
 
 
 def print_json(value: Any) -> None:
@@ -248,100 +244,3 @@ def print_config(loaded: Loaded, console: Console, *, origin: bool, as_json: boo
     for key, value in values.items():
         shown = f"{key:<{width}} = {value}"
         console.print(f"{shown:<{width + 30}}  # {loaded.origins[key]}" if origin else shown, markup=False)
-
-
-def print_log(run_dir: RunDir, *, rank: int, follow: bool) -> None:
-    """Print a rank's log of the newest attempt; following, of each attempt until the job ends."""
-    shown = {path: path.stat().st_size for path in _rank_logs(run_dir, rank=rank)[:-1]}
-    while True:
-        live = follow and (status := job_status(run_dir)) is not None and status.state.is_live
-        logs = _rank_logs(run_dir, rank=rank)
-        if not logs and not live:
-            raise RunError(
-                f"run {run_dir.name} has no log of rank {rank}\n  its job has not started, or has fewer ranks"
-            )
-        for path in logs:
-            with path.open("rb") as file:
-                file.seek(shown.get(path, 0))
-                sys.stdout.buffer.write(file.read())
-                shown[path] = file.tell()
-        sys.stdout.flush()
-        if not live:
-            return
-        time.sleep(_POLL_S)
-
-
-def _rank_logs(run_dir: RunDir, *, rank: int) -> list[Path]:
-    return sorted(run_dir.logs_dir.glob(f"*/{rank}.out"), key=lambda path: path.stat().st_mtime)
-
-
-def follow(run_dir: RunDir, console: Console) -> None:
-    """Show progress until the job ends: a live line on a terminal, else a line now and then.
-
-    Ctrl-C leaves the job running.
-
-    Raises:
-        RunError: the run did not finish.
-    """
-    num_steps = read_config(run_dir).num_steps
-    try:
-        (_follow_live if console.is_terminal else _follow_plain)(run_dir, console, num_steps)
-    except KeyboardInterrupt:
-        name = run_dir.name
-        console.print(f"the job goes on; stop it: python -m toolkit stop {name}, look: python -m toolkit status {name}")
-        return
-    print_run(run_dir, console, as_json=False)
-    last = job_status(run_dir)
-    if last is None or last.state.value != "COMPLETED":
-        raise RunError(f"run {run_dir.name} did not finish: {last.state.value if last else 'no job'}")
-
-
-def _follow_live(run_dir: RunDir, console: Console, num_steps: int) -> None:
-    columns = [TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[numbers]}")]
-    with Progress(*columns, console=console, transient=True, expand=True) as progress:
-        task = progress.add_task("PENDING", total=num_steps, numbers="")
-        for status, values in _poll(run_dir):
-            progress.update(
-                task,
-                completed=values["step"],
-                description=status.state.value,
-                numbers=_numbers(values, num_steps),
-            )
-
-
-def _follow_plain(run_dir: RunDir, console: Console, num_steps: int) -> None:
-    told, told_step = "", 0
-    for status, values in _poll(run_dir):
-        state = f"{status.state.value} {values.get('waiting', '')}".rstrip()
-        if state != told or values["step"] >= told_step + num_steps * _PLAIN_PART:
-            console.print(f"{status.state.value} {_numbers(values, num_steps)}", markup=False)
-            told, told_step = state, values["step"]
-
-
-def _numbers(values: dict[str, Any], num_steps: int) -> str:
-    if metrics.LOSS not in values:
-        return str(values["waiting"])
-    parts = [f"{values['step']}/{num_steps}", f"loss {values[metrics.LOSS]:.3f}"]
-    if metrics.TOKENS_PER_S in values:
-        parts.append(f"{metrics.short(values[metrics.TOKENS_PER_S])} tok/s")
-        left_s = (num_steps - values["step"]) * values[metrics.STEP_S]
-        parts.append(f"eta {metrics.duration(left_s)}")
-    return " | ".join(parts)
-
-
-def _why_waiting(status: JobStatus, data: DataSection) -> str:
-    if status.state is JobState.RUNNING:
-        return "starting"
-    share = read_share(data.path) if status.reason == "Dependency" and data.path else None
-    return status.reason if share is None else f"data {share:.0%}"
-
-
-def _poll(run_dir: RunDir) -> Iterator[tuple[JobStatus, dict[str, Any]]]:
-    """Give state and newest step of a run until its job ends."""
-    data = read_config(run_dir).data
-    while (status := job_status(run_dir)) is not None:
-        nothing = {"step": 0, "waiting": _why_waiting(status, data)}
-        yield status, next(newest_steps(run_dir.metrics_path), nothing)
-        if not status.state.is_live:
-            return
-        time.sleep(_POLL_S)

@@ -1,11 +1,10 @@
 """Which job is the run's: where its record and the scheduler agree."""
 
-import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.slurm_says import SlurmSays, line
 from toolkit.cluster.base import JobState
 from toolkit.errors import RefusedError, RunError
 from toolkit.launch.halt import halt, refuse_live
@@ -15,9 +14,6 @@ from toolkit.launch.jobs import Queue, find_job, job_status
 from toolkit.launch.ledger import Attempt, JobRecord, begin_attempt, change_attempt, find_job_record, write_job_record
 from toolkit.rundir import RunDir
 
-SEP = "\x1f"
-CONFIG = "ClusterName             = {}"
-
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> RunDir:
@@ -26,43 +22,6 @@ def run_dir(tmp_path: Path) -> RunDir:
     run_dir.config_path.write_text("run: {name: r}\n", encoding="utf-8")
     settle(run_dir)
     return run_dir
-
-
-@pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Put small programs in the place of Slurm's; what was asked stands in `asked`."""
-    bin_dir = tmp_path / "bin"
-    bin_dir.mkdir()
-    monkeypatch.setenv("PATH", f"{bin_dir}:{os.environ['PATH']}")
-    monkeypatch.setenv("SLURM_CONF", str(tmp_path / "slurm.conf"))
-
-    def say(*jobs: str, cluster: str = "here", job: str = "") -> Path:
-        texts = {"squeue": "\n".join(jobs), "config": CONFIG.format(cluster), "job": job}
-        for name, text in texts.items():
-            (tmp_path / f"{name}.txt").write_text(text + "\n", encoding="utf-8")
-        invalid = "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"
-        show_job = f"cat {tmp_path}/job.txt" if job else invalid
-        bodies = {
-            "sbatch": "exit 1",
-            "squeue": f"cat {tmp_path}/squeue.txt",
-            "scontrol": f'case "$2" in config) cat {tmp_path}/config.txt ;; job) {show_job} ;; esac',
-            "scancel": "true",
-            "sacct": "exit 1",
-        }
-        for name, body in bodies.items():
-            path = bin_dir / name
-            path.write_text(f'#!/bin/bash\necho "{name} $*" >> {tmp_path}/asked\n{body}\n', encoding="utf-8")
-            path.chmod(0o755)
-        return tmp_path / "asked"
-
-    return say
-
-
-def line(
-    job_id: str, *, state: str = "RUNNING", mark: str = "", script: str = "/x", submit: str = "2026-01-01T00:00:00"
-) -> str:
-    cells = [job_id, state, "None", "0", submit, "N/A", "N/A", "10:00", "n[1-2]", mark, script, "/dev/null"]
-    return SEP.join(f"{cell:<20}" for cell in cells) + SEP
 
 
 def record(run_dir: RunDir, **fields: object) -> JobRecord:
@@ -76,25 +35,23 @@ def mark_of(run_dir: RunDir, request: str = "1") -> str:
     return f"toolkit:{settle(run_dir).run_id}:{request}"
 
 
-def test_a_job_of_the_same_number_that_is_somebody_elses_is_not_the_runs(
-    run_dir: RunDir, slurm: Callable[..., Path]
-) -> None:
+def test_a_job_of_the_same_number_that_is_somebody_elses_is_not_the_runs(run_dir: RunDir, slurm: SlurmSays) -> None:
     record(run_dir, mark=mark_of(run_dir), cluster="there")
     other = "JobId=12 JobName=mine JobState=RUNNING Reason=None Restarts=0 Comment=other Command=/h/other.sh "
-    asked = slurm(line("12", mark="toolkit:abc:9"), job=other)
+    slurm(line("12", mark="toolkit:abc:9"), job=other)
     job = find_job(run_dir)
     assert job is not None
     assert (job.elsewhere, job.status.state) == ("there", JobState.UNKNOWN)
     with pytest.raises(RunError, match="job 12 of run r is on cluster there"):
         halt(run_dir, how="cancel")
-    assert "scancel" not in asked.read_text(encoding="utf-8")
+    assert not any(words.startswith("scancel") for words in slurm.asked)
     assert not run_dir.halt_path.exists()
     with pytest.raises(RefusedError, match="--accept job"):
         refuse_live(run_dir)
     refuse_live(run_dir, accept=["job"])
 
 
-def test_on_the_same_cluster_another_job_of_that_number_is_told(run_dir: RunDir, slurm: Callable[..., Path]) -> None:
+def test_on_the_same_cluster_another_job_of_that_number_is_told(run_dir: RunDir, slurm: SlurmSays) -> None:
     record(run_dir, mark=mark_of(run_dir), cluster="here")
     slurm(job="JobId=12 JobName=mine JobState=RUNNING Reason=None Restarts=0 Command=/h/other.sh WorkDir=/x")
     status = job_status(run_dir)
@@ -103,9 +60,7 @@ def test_on_the_same_cluster_another_job_of_that_number_is_told(run_dir: RunDir,
     refuse_live(run_dir)
 
 
-def test_a_live_job_of_the_run_is_found_though_the_record_names_another(
-    run_dir: RunDir, slurm: Callable[..., Path]
-) -> None:
+def test_a_live_job_of_the_run_is_found_though_the_record_names_another(run_dir: RunDir, slurm: SlurmSays) -> None:
     record(run_dir, job_id="17", mark=mark_of(run_dir, "2"))
     slurm(line("15", mark=mark_of(run_dir)), line("17", state="FAILED", mark=mark_of(run_dir, "2")))
     status = job_status(run_dir)
@@ -115,9 +70,7 @@ def test_a_live_job_of_the_run_is_found_though_the_record_names_another(
         refuse_live(run_dir)
 
 
-def test_a_job_whose_answer_was_lost_is_found_by_its_mark_or_was_not_taken(
-    run_dir: RunDir, slurm: Callable[..., Path]
-) -> None:
+def test_a_job_whose_answer_was_lost_is_found_by_its_mark_or_was_not_taken(run_dir: RunDir, slurm: SlurmSays) -> None:
     record(run_dir, job_id="", mark=mark_of(run_dir))
     slurm(line("3", mark="toolkit:other:1"))
     assert job_status(run_dir) is None
@@ -127,9 +80,7 @@ def test_a_job_whose_answer_was_lost_is_found_by_its_mark_or_was_not_taken(
     assert (status.job_id, status.state) == ("21", JobState.PENDING)
 
 
-def test_where_a_site_replaces_comments_the_script_tells_whose_job_it_is(
-    run_dir: RunDir, slurm: Callable[..., Path]
-) -> None:
+def test_where_a_site_replaces_comments_the_script_tells_whose_job_it_is(run_dir: RunDir, slurm: SlurmSays) -> None:
     record(run_dir, mark=mark_of(run_dir))
     slurm(line("12", script=str(run_dir.script_path)))
     status = job_status(run_dir)
@@ -137,10 +88,8 @@ def test_where_a_site_replaces_comments_the_script_tells_whose_job_it_is(
     assert status.state is JobState.RUNNING
 
 
-def test_one_question_serves_all_runs_and_what_the_ledger_tells_is_not_asked(
-    run_dir: RunDir, slurm: Callable[..., Path]
-) -> None:
-    asked = slurm(line("12", mark=mark_of(run_dir)))
+def test_one_question_serves_all_runs_and_what_the_ledger_tells_is_not_asked(run_dir: RunDir, slurm: SlurmSays) -> None:
+    slurm(line("12", mark=mark_of(run_dir)))
     record(run_dir, mark=mark_of(run_dir))
     ended = RunDir(run_dir.root.with_name("ended"))
     ended.root.mkdir()
@@ -151,7 +100,7 @@ def test_one_question_serves_all_runs_and_what_the_ledger_tells_is_not_asked(
     queue = Queue(run_dir.root.parent)
     states = [status.state for run in (run_dir, ended) for status in [job_status(run, queue)] if status]
     assert states == [JobState.RUNNING, JobState.UNKNOWN]
-    assert len(asked.read_text(encoding="utf-8").splitlines()) == 1
+    assert len(slurm.asked) == 1
 
 
 def inside(job_id: str) -> dict[str, str]:
@@ -159,7 +108,7 @@ def inside(job_id: str) -> dict[str, str]:
     return {**told, "SLURM_CLUSTER_NAME": "here"}
 
 
-def test_a_job_writes_itself_into_the_record_when_it_starts(run_dir: RunDir, slurm: Callable[..., Path]) -> None:
+def test_a_job_writes_itself_into_the_record_when_it_starts(run_dir: RunDir, slurm: SlurmSays) -> None:
     mark = mark_of(run_dir)
     record(run_dir, job_id="", mark=mark, attempts_before=3, prepared_in="/p")
     slurm(line("21", mark=mark))
@@ -171,22 +120,22 @@ def test_a_job_writes_itself_into_the_record_when_it_starts(run_dir: RunDir, slu
     assert known.submit_time is not None
 
 
-def test_a_job_that_was_handed_in_by_hand_is_marked_and_recorded(run_dir: RunDir, slurm: Callable[..., Path]) -> None:
+def test_a_job_that_was_handed_in_by_hand_is_marked_and_recorded(run_dir: RunDir, slurm: SlurmSays) -> None:
     record(run_dir, mark=mark_of(run_dir))
     begin_attempt(run_dir, Attempt(attempt="12.0", job_id="12", nodes=("n1",), layout="", start_time=0.0))
-    asked = slurm(line("30", script="/checkout/sbatch/train.sbatch"))
+    slurm(line("30", script="/checkout/sbatch/train.sbatch"))
     introduce(run_dir, inside("30"))
     known = find_job_record(run_dir)
     assert known is not None
     assert (known.job_id, known.attempts_before) == ("30", 1)
-    assert f"scontrol update jobid=30 comment={known.mark}" in asked.read_text(encoding="utf-8")
+    assert f"scontrol update jobid=30 comment={known.mark}" in slurm.asked
     slurm(line("30", script="/checkout/sbatch/train.sbatch", mark=known.mark))
     status = job_status(run_dir)
     assert status is not None
     assert status.job_id == "30"
 
 
-def test_a_second_job_of_a_run_ends_and_leaves_the_record_alone(run_dir: RunDir, slurm: Callable[..., Path]) -> None:
+def test_a_second_job_of_a_run_ends_and_leaves_the_record_alone(run_dir: RunDir, slurm: SlurmSays) -> None:
     before = record(run_dir, mark=mark_of(run_dir))
     slurm(line("12", mark=mark_of(run_dir)), line("30"))
     with pytest.raises(RunError, match="run r has job 12, which is running"):
