@@ -58,6 +58,11 @@ class RunDir:
         return self.root / "job.json"
 
     @property
+    def submit_lock_path(self) -> Path:
+        """Held by who submits the run."""
+        return self.root / "submit.lock"
+
+    @property
     def attempts_path(self) -> Path:
         """One line an attempt (JSON lines)."""
         return self.root / "attempts.jsonl"

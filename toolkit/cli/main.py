@@ -17,6 +17,7 @@ from toolkit.config.load import Loaded, find_profile, load_config, parse_seconds
 from toolkit.errors import EXIT_DONE, RunError, ToolkitError
 from toolkit.launch import submit
 from toolkit.launch.halt import halt
+from toolkit.launch.handin import carry_out
 from toolkit.launch.identity import load_asked, read_config
 from toolkit.launch.planning import Site, plan_over_nodes, rank_layouts, read_site
 from toolkit.launch.snapshot import checkout_dir
@@ -212,7 +213,7 @@ def _hand_in(request: submit.Request, asked: argparse.Namespace) -> None:
     if request.preparation is not None:
         show.print_preparation(request.preparation, request.cluster, console, with_scripts=asked.dry_run)
     with rehearse.rehearsed(request, asked, console) as rehearsed:
-        job_id = None if asked.dry_run else submit.carry_out(rehearsed)
+        job_id = None if asked.dry_run else carry_out(rehearsed)
     if job_id is None:
         console.print(f"\n{request.run_dir.script_path} would be:\n\n{request.script}")
         console.print(f"run directory {request.run_dir.root}; nothing was submitted")

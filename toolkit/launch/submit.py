@@ -1,7 +1,6 @@
 """Check, freeze, submit: everything between the command and the queue."""
 
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -11,30 +10,28 @@ from pathlib import Path
 from toolkit import storage
 from toolkit.cluster.base import Cluster, PartitionLimits, ask_for_gpus, find_partition
 from toolkit.cluster.choose import open_cluster
-from toolkit.cluster.commands import UndecidedError
 from toolkit.cluster.environment import fill_from_environment
-from toolkit.cluster.marks import new_mark
 from toolkit.cluster.spec import JobSpec, make_spec
 from toolkit.config.check import check_config
-from toolkit.config.load import COMMAND_LINE, Loaded, dump_config
+from toolkit.config.load import COMMAND_LINE, Loaded
 from toolkit.config.schema import ClusterSection, RunConfig
-from toolkit.errors import ClusterError, ConfigError, Problem, StorageError, ToolkitError
-from toolkit.launch.expected import Expected, expect, name_device, write_expected
+from toolkit.errors import ClusterError, ConfigError, Problem
+from toolkit.launch.expected import Expected, expect, name_device
 from toolkit.launch.gate.checks import raise_refusals, refuse_unknown, run_checks
 from toolkit.launch.gate.context import Context
 from toolkit.launch.gate.finding import Finding
 from toolkit.launch.gate.mistakes import check_partition, refuse_foreign_checkpoint
 from toolkit.launch.gate.mounts import MOUNT_TABLE, read_mounts
 from toolkit.launch.halt import refuse_live
-from toolkit.launch.identity import original_of, refuse_shared_checkpoints, settle
+from toolkit.launch.identity import original_of, refuse_shared_checkpoints
 from toolkit.launch.jobs import state_dir
-from toolkit.launch.ledger import JobRecord, find_job_record, read_attempts, write_job_record
+from toolkit.launch.ledger import JobRecord, find_job_record, read_attempts
 from toolkit.launch.nodes import NodeLedger, choose_exclusions
 from toolkit.launch.planning import Site
-from toolkit.launch.prepare import PreparationJobs, ask_for, name_dataset, plan_jobs, stands, submit_jobs
-from toolkit.launch.rehearsal import Rehearsal, claim, hand_in
-from toolkit.launch.snapshot import freeze_code, name_code
-from toolkit.plan.search import Plan, TooLargeError, plan_text, resolve
+from toolkit.launch.prepare import PreparationJobs, ask_for, name_dataset, plan_jobs, stands
+from toolkit.launch.rehearsal import Rehearsal
+from toolkit.launch.snapshot import name_code
+from toolkit.plan.search import Plan, TooLargeError, resolve
 from toolkit.rundir import RunDir
 
 
@@ -56,6 +53,8 @@ class Request:
     """Jobs that make the dataset first; None: it stands."""
     left_out: dict[str, str]
     """Nodes that the job does not use because of what they did before, with the reason."""
+    known: JobRecord | None
+    """The run's newest job when all this was looked at."""
     rehearsal: Rehearsal | None = None
     """A job that must be good first; None: none on the cluster."""
     code_dir: Path | None = None
@@ -99,6 +98,7 @@ def prepare_request(loaded: Loaded, site: Site, *, accept: Sequence[str] = ()) -
         findings=tuple(findings),
         preparation=_plan_preparation(context.cfg, context.partition),
         left_out=dict(context.left_out),
+        known=None if original_of(context.run_dir) else find_job_record(context.run_dir),
     )
 
 
@@ -181,85 +181,6 @@ def fill_for_plan(loaded: Loaded) -> RunConfig:
 
 def _name_scheduler(section: ClusterSection, cluster: Cluster) -> ClusterSection:
     return replace(section, scheduler="local" if cluster.name == "local" else "slurm")
-
-
-def carry_out(request: Request) -> str:
-    """Write the run directory, freeze the code, hand the job in; give its id.
-
-    Raises:
-        StorageError: the run directory cannot be written.
-        UndecidedError: the scheduler did not answer; the run stays as it is, and finds its job when it was taken.
-        ClusterError: the scheduler refused after all; a run directory that is new is taken away again.
-    """
-    run_dir = request.run_dir
-    is_new = not run_dir.root.exists()
-    before = None if request.original else find_job_record(run_dir)
-    attempts_before = len(read_attempts(run_dir))
-    try:
-        request = _write_run_dir(request)
-        prepared_by = submit_jobs(request.preparation, request.cluster) if request.preparation else None
-        dependency = f"afterok:{prepared_by}" if prepared_by else None
-        record = JobRecord(
-            scheduler=request.cluster.name,
-            job_id="",
-            mark=request.spec.mark,
-            cluster=request.cluster.identify(),
-            attempts_before=attempts_before,
-            prepared_in=str(request.preparation.jobs_dir) if request.preparation is not None else None,
-            rehearsed_in=str(request.rehearsal.run_dir.root) if request.rehearsal is not None else None,
-        )
-        write_job_record(run_dir, record)  # first: if the answer is lost, its mark leads to the job
-        job_id = _hand_in(replace(request, spec=replace(request.spec, dependency=dependency)))
-    except UndecidedError:
-        raise
-    except ToolkitError:
-        if is_new:
-            shutil.rmtree(run_dir.root, ignore_errors=True)
-        elif before is not None:
-            write_job_record(run_dir, before)
-        else:
-            run_dir.job_path.unlink(missing_ok=True)
-        raise
-    if (known := find_job_record(run_dir)) is None or not known.job_id:  # it may have started, and have said more
-        write_job_record(run_dir, replace(record, job_id=job_id))
-    return job_id
-
-
-def _hand_in(request: Request) -> str:
-    """Hand in the job of the run, behind that of its rehearsal where there is one; give its id."""
-    if request.rehearsal is None:
-        return request.cluster.submit(request.spec, script_path=request.run_dir.script_path)
-    with claim(request.rehearsal):
-        code_dir, dependency = request.spec.work_dir, request.spec.dependency
-        rehearsed_by = hand_in(request.rehearsal, code_dir=code_dir, dependency=dependency)
-    try:
-        spec = replace(request.spec, dependency=f"afterok:{rehearsed_by}")
-        return request.cluster.submit(spec, script_path=request.run_dir.script_path)
-    except UndecidedError:
-        raise
-    except ToolkitError:
-        request.cluster.cancel(rehearsed_by)
-        raise
-
-
-def _write_run_dir(request: Request) -> Request:
-    """Write what the job will read; give the request with the identity of the run and the place of its code."""
-    run_dir = request.run_dir
-    try:
-        run_dir.logs_dir.mkdir(parents=True, exist_ok=True)
-        run_dir.root.chmod(0o700)  # its code is executed
-        code_dir = freeze_code(run_dir.code_dir, source_dir=request.code_dir)
-    except OSError as error:
-        raise StorageError(
-            f"cannot write {run_dir.root}: {error.strerror}\n  the run lives there\n  free space, or set run.root"
-        ) from error
-    identity = settle(run_dir)
-    run_dir.halt_path.unlink(missing_ok=True)
-    storage.write_atomic(str(run_dir.asked_path), dump_config(request.asked).encode())
-    storage.write_atomic(str(run_dir.config_path), dump_config(request.plan.cfg).encode())
-    storage.write_atomic(str(run_dir.plan_path), plan_text(request.plan).encode())
-    write_expected(run_dir, request.expected)
-    return replace(request, spec=replace(request.spec, work_dir=code_dir, mark=new_mark(identity.run_id)))
 
 
 def _absolute_if_there(name: str) -> str:
