@@ -59,7 +59,7 @@ def _outline(run_dir: RunDir, queue: Queue) -> dict[str, Any]:
         "run": run_dir.name,
         "directory": str(run_dir.root),
         "copy_of": None if original is None else str(original),
-        "state": _state(status, attempts),
+        "state": _state(status, attempts, original),
         "job": None if status is None else _plain_status(status),
         "prepared_in": None if record is None else record.prepared_in,
         "rehearsal": describe_rehearsal(record, num_attempts=len(attempts)),
@@ -85,10 +85,10 @@ def _ask(run_dir: RunDir, queue: Queue) -> JobStatus | None:
         return JobStatus(job_id=record.job_id if record else "", state=JobState.UNKNOWN, reason=reason)
 
 
-def _state(status: JobStatus | None, attempts: Sequence[Attempt]) -> str:
+def _state(status: JobStatus | None, attempts: Sequence[Attempt], original: Path | None) -> str:
     """Say what the run does: its job's state, or how its newest attempt ended where no job is left."""
     if status is None:
-        return "-"
+        return "-" if original is None else "COPY"
     is_told = not status.state.is_live and attempts and attempts[-1].outcome != "RUNNING"
     return attempts[-1].outcome if is_told else status.state.value
 
@@ -171,9 +171,8 @@ def print_run(run_dir: RunDir, console: Console, *, as_json: bool) -> None:
         resume = f"python -m toolkit resume {run['run']}"
         console.print(f"run {run['run']}: a copy of {run['copy_of']}, with no job of its own; {resume}", markup=False)
     if job is not None:
-        why = f" ({job['reason']})" if job["reason"] else ""
         progress = f"{run['state']}, step {run['step']}/{run['num_steps']}"
-        console.print(f"run {run['run']}: {progress}; job {job['job_id']} {job['state']}{why}")
+        console.print(f"run {run['run']}: {progress}; {_job_text(job)}", markup=False)
     console.print(f"loss: first {_number(run['first_loss'])}, last {_number(run['last_loss'])}, "
                   f"validation {_number(run['validation_loss'])}; "
                   f"always guessing by unigram frequencies {_number(run['unigram_loss'])}")  # fmt: skip
@@ -183,6 +182,16 @@ def print_run(run_dir: RunDir, console: Console, *, as_json: bool) -> None:
         console.print(_attempt_text(attempt), markup=False)
     _print_trouble(run_dir, run, console)
     console.print(f"directory {run['directory']}")
+
+
+def _job_text(job: dict[str, Any]) -> str:
+    """Say which job a run has and what it does."""
+    why = f" ({job['reason']})" if job["reason"] else ""
+    if not job["job_id"]:
+        return f"a job was handed in, and whether it was taken is not known{why}"
+    if job["state"] == JobState.UNKNOWN.value and not why:
+        return f"job {job['job_id']} has ended"  # the scheduler has forgotten it, and the run tells the rest
+    return f"job {job['job_id']} {job['state']}{why}"
 
 
 def _attempt_text(attempt: dict[str, Any]) -> str:

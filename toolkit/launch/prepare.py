@@ -19,6 +19,7 @@ import xxhash
 from toolkit import storage
 from toolkit.cluster.base import Cluster, PartitionLimits, find_partition
 from toolkit.cluster.choose import open_cluster
+from toolkit.cluster.environment import fill_from_environment
 from toolkit.cluster.marks import follower_mark, owner_of
 from toolkit.cluster.spec import ARRAY_TASK, JobSpec, make_spec
 from toolkit.config.load import find_profile, load_config
@@ -113,13 +114,14 @@ def hand_in(asked: Preparation, *, out: str, num_tasks: int) -> dict[str, Any]:
     cfg = load_config(None, profile=profile).config
     root = Path(cfg.run.root).absolute()
     cluster = open_cluster(cfg.cluster.scheduler, state_dir=root / ".cluster")
+    section = fill_from_environment(cfg.cluster, os.environ) if cluster.name == "slurm" else cfg.cluster
     jobs = plan_jobs(
         replace(asked, inputs=tuple(map(storage.make_absolute, asked.inputs))),
         out=storage.make_absolute(out),
         root=root,
         num_tasks=num_tasks,
-        section=cfg.cluster,
-        partition=find_partition(cluster.limits(), cfg.cluster.partition),
+        section=section,
+        partition=find_partition(cluster.limits(), section.partition),
     )
     job_id = submit_jobs(jobs, cluster)
     return {"dataset": jobs.out, "last_job": job_id or "none: it stands", "scripts_and_logs": str(jobs.jobs_dir)}
