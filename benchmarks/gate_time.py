@@ -11,6 +11,7 @@ import os
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from toolkit.launch.gate.checks import GROUPS, run_checks
 from toolkit.launch.planning import Site
 from toolkit.launch.submit import look_around
 
-_SCRIPT = CHECKOUT / "tests" / "devcluster" / "minislurm.sh"
+_SITES = [sys.executable, str(CHECKOUT / "tests" / "devcluster" / "sites.py")]
 
 
 @dataclass(slots=True)
@@ -67,16 +68,14 @@ def slurm(directory: Path) -> Iterator[tuple[str, ...]]:
     if not all(shutil.which(name, path=path) for name in ("slurmctld", "slurmd", "munged", "sbatch")):
         yield ("local",)
         return
-    environ = {**os.environ, "NS": "uts" if os.geteuid() == 0 else "none", "GPUS": "8", "CPUS": "64"}
-    directory.chmod(0o755)  # munge wants it
     place = directory / "slurm"
-    subprocess.run([_SCRIPT, "up", place, "4"], check=True, env=environ, timeout=90, capture_output=True)
+    subprocess.run([*_SITES, "up", "mini", place, "--nodes", "4"], check=True, timeout=90, capture_output=True)
     before = os.environ.get("SLURM_CONF")
     os.environ["SLURM_CONF"] = str(place / "etc" / "slurm.conf")
     try:
         yield ("local", "slurm")
     finally:
-        subprocess.run([_SCRIPT, "down", place], check=False, env={**environ, "FAST": "1"}, timeout=90)
+        subprocess.run([*_SITES, "down", place], check=False, timeout=90)
         os.environ.pop("SLURM_CONF")
         if before is not None:
             os.environ["SLURM_CONF"] = before

@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 
+from tests.devcluster.sites import Site
 from toolkit.cli import show
 from toolkit.launch.ledger import read_attempts
 from toolkit.monitor.history import read_steps
@@ -24,30 +25,32 @@ def submit_command(root: Path, *arguments: str, name: str = "tiny") -> list[str]
     return [*command, f"run.root={root}", "model.vocab_size=320"]
 
 
-def submit(root: Path, dataset: Path, *arguments: str, name: str = "tiny") -> subprocess.CompletedProcess[str]:
-    return submit_without_data(root, f"data.path={dataset}", *arguments, name=name)
+def submit(
+    root: Path, dataset: Path, *arguments: str, name: str = "tiny", site: Site | None = None
+) -> subprocess.CompletedProcess[str]:
+    return submit_without_data(root, f"data.path={dataset}", *arguments, name=name, site=site)
 
 
-def submit_without_data(root: Path, *arguments: str, name: str = "tiny") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        submit_command(root, *arguments, name=name),
-        cwd=CHECKOUT,
-        env={**os.environ, "HOME": str(root)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=200,
-    )
+def submit_without_data(
+    root: Path, *arguments: str, name: str = "tiny", site: Site | None = None
+) -> subprocess.CompletedProcess[str]:
+    return call(submit_command(root, *arguments, name=name), home=root, site=site)
 
 
-def verb(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return verb_without_root(root, *words, "--root", str(root))
+def verb(root: Path, *words: str, site: Site | None = None) -> subprocess.CompletedProcess[str]:
+    return verb_without_root(root, *words, "--root", str(root), site=site)
 
 
-def verb_without_root(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "toolkit", *words]
+def verb_without_root(home: Path, *words: str, site: Site | None = None) -> subprocess.CompletedProcess[str]:
+    return call([sys.executable, "-m", "toolkit", *words], home=home, site=site)
+
+
+def call(command: list[str], *, home: Path, site: Site | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command in the checkout, here or as the user of a site."""
+    if site is not None:
+        return site.run(command, timeout_s=200, HOME=str(home))
     environ = {**os.environ, "HOME": str(home)}
-    return subprocess.run(command, cwd=CHECKOUT, env=environ, capture_output=True, text=True, check=False, timeout=100)
+    return subprocess.run(command, cwd=CHECKOUT, env=environ, capture_output=True, text=True, check=False, timeout=200)
 
 
 def rank_processes(run_dir: RunDir) -> list[psutil.Process]:

@@ -1,51 +1,65 @@
 """A private, real Slurm and a real HDFS for the tests of this folder."""
 
+import contextlib
 import os
 import shutil
 import subprocess
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.devcluster import sites
 from tests.devcluster.minihdfs import Cluster, is_fetched
+from tests.devcluster.shapes import Shape, mini
+from tests.devcluster.sites import Site
 from toolkit import storage
 
-SCRIPT = Path(__file__).parents[1] / "devcluster" / "minislurm.sh"
 
-
-def run_slurm(directory: Path, *, nodes: int, gpus: int) -> Iterator[Path]:
-    """Start a cluster, give its slurm.conf, and take it down again; skip where there is no Slurm."""
-    path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
-    missing = [name for name in ("slurmctld", "slurmd", "munged", "sbatch") if not shutil.which(name, path=path)]
-    if missing:
-        pytest.skip(f"no real Slurm: {', '.join(missing)} missing; `make test` as root on Debian installs it")
-    names = "uts" if os.geteuid() == 0 else "none"
-    environ = {**os.environ, "NS": names, "GPUS": str(gpus), "CPUS": str(max(8, gpus)), "KILLWAIT": "9"}
-    subprocess.run([SCRIPT, "up", directory, str(nodes)], check=True, env=environ, timeout=90)
-    try:
-        yield directory / "etc" / "slurm.conf"
-    finally:
-        subprocess.run([SCRIPT, "down", directory], check=False, env={**environ, "FAST": "1"}, timeout=90)
+@contextlib.contextmanager
+def run_site(shape: Shape) -> Iterator[Site]:
+    """Give a Slurm of a shape while it is needed; skip where this machine cannot start it."""
+    reason = sites.why_not(shape)
+    if reason is not None:
+        pytest.skip(reason)
+    with tempfile.TemporaryDirectory(prefix="site") as directory, sites.started(shape, Path(directory)) as site:
+        yield site
 
 
 @pytest.fixture(scope="session")
-def slurm() -> Iterator[Path]:
-    """Give a cluster of four nodes to which Slurm's commands talk; root gets a small file system in it, `disk`."""
-    directory = Path(tempfile.mkdtemp(prefix="ms"))
-    disk = directory / "disk"
-    disk.mkdir()
-    if os.geteuid() == 0:  # before the nodes, which have mounts of their own
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", disk], check=True)
+def start_site(small_disk: Path) -> Iterator[Callable[[Shape], Site]]:
+    """Start a Slurm of a shape once for all tests of this session."""
+    running: dict[str, Site] = {}
+    with contextlib.ExitStack() as stack:
+
+        def start(shape: Shape) -> Site:
+            if repr(shape) not in running:
+                running[repr(shape)] = stack.enter_context(run_site(shape))
+            return running[repr(shape)]
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def small_disk() -> Iterator[Path]:
+    """Give a directory that is a small file system, where root runs the tests; nodes that start later see it."""
+    with tempfile.TemporaryDirectory(prefix="disk") as directory:
+        if os.geteuid() == 0:
+            subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", directory], check=True)
+        yield Path(directory)
+        if os.geteuid() == 0:
+            subprocess.run(["umount", "--lazy", directory], check=True)
+
+
+@pytest.fixture(scope="session")
+def slurm(start_site: Callable[[Shape], Site]) -> Iterator[Site]:
+    """Give a Slurm of four nodes without GPUs, to which the commands of this session talk."""
+    site = start_site(mini(nodes=4, gpus=0, cpus=8, kill_wait_s=9))
     with pytest.MonkeyPatch.context() as patch:
-        for slurm_conf in run_slurm(directory, nodes=4, gpus=0):
-            patch.setenv("SLURM_CONF", str(slurm_conf))
-            yield directory
-    if os.geteuid() == 0:
-        subprocess.run(["umount", "--lazy", disk], check=True)
-    shutil.rmtree(directory, ignore_errors=True)
+        patch.setenv("SLURM_CONF", str(site.conf))
+        yield site
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.devcluster.sites import Site
 from toolkit.cluster.base import JobState
 from toolkit.cluster.slurm import SlurmCluster
 from toolkit.config.schema import ClusterSection
@@ -40,7 +41,7 @@ def wait_for(job_id: str, wanted: JobState, *, is_planned: bool) -> Any:
 
 
 @pytest.fixture
-def busy(slurm: Path) -> Iterator[tuple[str, str]]:
+def busy(slurm: Site) -> Iterator[tuple[str, str]]:
     """Drain node4, let a job run on two nodes for 30 minutes, and one for all three others wait; give the jobs."""
     drain = ["scontrol", "update", "nodename=node4", "state=drain", "reason=fan | broken [2]"]
     subprocess.run(drain, check=True)
@@ -108,13 +109,13 @@ def test_the_verb_shows_it_on_one_screen(busy: tuple[str, str], tmp_path: Path) 
     assert (plain["nodes"], plain["time_limit_s"], len(plain["view"]["jobs"])) == (3, 600, 2)
 
 
-def test_bad_questions_and_a_silent_controller_are_told(slurm: Path, tmp_path: Path) -> None:
+def test_bad_questions_and_a_silent_controller_are_told(slurm: Site, tmp_path: Path) -> None:
     done = ask("--partition", "nope", "--root", str(tmp_path))
     assert (done.returncode, done.stderr.splitlines()[0]) == (2, "error: there is no partition 'nope'")
     done = ask("--nodes", "1", "--time", "9-00:00:00", "--root", str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "Slurm refuses 1 node: " in done.stdout
-    conf = (slurm / "etc" / "slurm.conf").read_text(encoding="utf-8")
+    conf = slurm.conf.read_text(encoding="utf-8")
     deaf = tmp_path / "slurm.conf"
     deaf.write_text(re.sub(r"SlurmctldPort=\d+", "SlurmctldPort=1", conf), encoding="utf-8")
     done = ask("--root", str(tmp_path), environ={"SLURM_CONF": str(deaf)})

@@ -59,7 +59,7 @@ def test_a_resume_passes_the_gate_too(tmp_path: Path) -> None:
     assert verb(root, "resume", "tiny", "--dry-run", "--accept", "shards").returncode == 0
 
 
-def test_nodes_that_are_down_let_a_job_wait_instead_of_being_refused(tmp_path: Path, slurm: Path) -> None:
+def test_nodes_that_are_down_let_a_job_wait_instead_of_being_refused(tmp_path: Path) -> None:
     dataset, _ = make_dataset(tmp_path)
     words = ["scontrol", "update", "NodeName=node3", "State=DRAIN", "Reason=test"]
     subprocess.run(words, check=True)
@@ -72,7 +72,7 @@ def test_nodes_that_are_down_let_a_job_wait_instead_of_being_refused(tmp_path: P
     assert re.search(r"note +start +no one can tell", done.stdout), done.stdout
 
 
-def test_the_verbs_of_the_gate_answer_on_a_real_slurm(slurm: Path) -> None:
+def test_the_verbs_of_the_gate_answer_on_a_real_slurm() -> None:
     cluster = SlurmCluster()
     assert cluster.accounting() is None
     assert cluster.runs_here("main")

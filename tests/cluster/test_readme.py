@@ -4,14 +4,14 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.cluster.conftest import run_slurm
+from tests.cluster.conftest import run_site
 from tests.dataset import make_texts, write_jsonl
+from tests.devcluster.shapes import mini
 from tests.runs import CHECKOUT
 from toolkit.data.prepare.tokenizer import train_tokenizer
 
@@ -66,11 +66,10 @@ def test_three_commands_are_enough_on_a_cluster(tmp_path: Path, monkeypatch: pyt
     train_tokenizer([str(tmp_path / "corpus.jsonl")], column="text", vocab_size=300, path=tmp_path / "tokenizer.json")
     done = run(tokenize, tmp_path)
     assert done.returncode == 0, done.stderr
-    with tempfile.TemporaryDirectory(prefix="ms") as directory:
-        for slurm_conf in run_slurm(Path(directory), nodes=8, gpus=8):
-            monkeypatch.setenv("SLURM_CONF", str(slurm_conf))
-            # fewer blocks: a checkpoint of all 32 takes 75 GiB of this disk, and is asked for
-            done = run(f"{submit} --dry-run model.num_hidden_layers=4", tmp_path)
+    with run_site(mini(nodes=8, gpus=8, cpus=8)) as site:
+        monkeypatch.setenv("SLURM_CONF", str(site.conf))
+        # fewer blocks: a checkpoint of all 32 takes 75 GiB of this disk, and is asked for
+        done = run(f"{submit} --dry-run model.num_hidden_layers=4", tmp_path)
     assert done.returncode == 0, done.stderr
     for text in ("4 blocks", "8 nodes x 8 ranks (H100)", "#SBATCH --gpus-per-node=h100:8"):
         assert text in done.stdout

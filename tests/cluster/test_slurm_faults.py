@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import SCRIPT
 from tests.dataset import make_dataset
+from tests.devcluster.sites import Site
 from tests.runs import losses, rank_processes, submit, verb, wait, wait_for_attempts, wait_for_step, wait_until
 from toolkit.cli import show
 from toolkit.launch.ledger import Attempt, read_attempts
@@ -104,23 +104,23 @@ def test_a_job_of_a_higher_partition_takes_the_nodes(start: Callable[..., RunDir
 
 
 def test_a_node_whose_slurmd_dies_is_left_and_what_lives_on_there_ends(
-    start: Callable[..., RunDir], whole: list[float], slurm: Path
+    start: Callable[..., RunDir], whole: list[float], slurm: Site
 ) -> None:
     run_dir = start("checkpoint.save_every=20")
     wait_for_step(run_dir, 30)
-    number = read_attempts(run_dir)[0].nodes[1].removeprefix("node")
+    node = read_attempts(run_dir)[0].nodes[1]
     ranks = rank_processes(run_dir)
     for rank in ranks:
         rank.suspend()  # until Slurm has noticed: else the run would be done before
-    subprocess.run([SCRIPT, "kill-slurmd", slurm, number], check=True)
+    slurm.kill_slurmd(node)
     try:
         wait_for_attempts(run_dir, 2, ended=False)
         assert ranks[1].is_running()  # nobody could end it
         ranks[1].resume()
         attempts = finish(run_dir, whole)
     finally:
-        subprocess.run([SCRIPT, "up", slurm], check=True)
-    assert f"node{number}" not in attempts[-1].nodes
+        slurm.start_node(node)
+    assert node not in attempts[-1].nodes
     assert len(attempts) == 2
 
 
@@ -161,11 +161,11 @@ def test_a_rank_that_hangs_is_named_and_its_node_left_out(start: Callable[..., R
 
 
 def test_the_controller_is_down_while_the_run_requeues(
-    start: Callable[..., RunDir], whole: list[float], slurm: Path
+    start: Callable[..., RunDir], whole: list[float], slurm: Site
 ) -> None:
     run_dir = start("checkpoint.save_every=1000")
     wait_for_step(run_dir, 30)
-    subprocess.run([SCRIPT, "kill-ctld", slurm], check=True)
+    slurm.kill_controller()
     try:
         first, second = rank_processes(run_dir)
         first.send_signal(signal.SIGUSR2)
@@ -178,13 +178,12 @@ def test_the_controller_is_down_while_the_run_requeues(
             time.sleep(0.05)
         time.sleep(5)  # in which the requeue is tried in vain
     finally:
-        subprocess.run([SCRIPT, "up", slurm], check=True)
+        slurm.start_controller()
     attempts = finish(run_dir, whole)
     assert [(one.outcome, one.redone) for one in attempts] == [("REQUEUE", 0), ("FINISHED", 0)]
 
 
-def test_the_disk_is_full_when_it_saves(start: Callable[..., RunDir], whole: list[float], slurm: Path) -> None:
-    small_disk = slurm / "disk"
+def test_the_disk_is_full_when_it_saves(start: Callable[..., RunDir], whole: list[float], small_disk: Path) -> None:
     if not small_disk.is_mount():
         pytest.skip("a small file system cannot be mounted: run the tests as root")
     run_dir = start(f"checkpoint.dir={small_disk}/checkpoints", "checkpoint.save_every=40", "checkpoint.keep=1")

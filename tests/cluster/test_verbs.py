@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.cluster.conftest import SCRIPT
+from tests.devcluster.sites import Site
 from toolkit.cluster.base import Cluster, JobState, JobStatus
 from toolkit.cluster.local import LocalCluster
 from toolkit.cluster.slurm import SlurmCluster
@@ -129,15 +129,11 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
 
 
 @pytest.fixture
-def minislurm(bench: Bench, request: pytest.FixtureRequest) -> Callable[..., None]:
+def site(bench: Bench, request: pytest.FixtureRequest) -> Site:
     if not bench.is_slurm:
         pytest.skip("emulated nodes have no controller of all jobs")
-    directory: Path = request.getfixturevalue("slurm")
-
-    def run(command: str, *words: str) -> None:
-        subprocess.run([SCRIPT, command, directory, *words], check=True, timeout=60, capture_output=True)
-
-    return run
+    found: Site = request.getfixturevalue("slurm")
+    return found
 
 
 def test_the_epilogue_runs_after_every_end_of_the_tasks_and_decides_the_job(bench: Bench) -> None:
@@ -243,35 +239,33 @@ def test_a_preempted_job_is_requeued_by_its_epilogue_within_the_grace_or_by_the_
     assert bench.epilogues(jobs["requeue"])[0][2] == "3"
 
 
-def test_a_requeue_waits_for_a_controller_that_is_down(
-    bench: Bench, minislurm: Callable[..., None], request: pytest.FixtureRequest
-) -> None:
+def test_a_requeue_waits_for_a_controller_that_is_down(bench: Bench, site: Site) -> None:
     go = bench.directory / "go"
     job_id = bench.submit(f"{ONCE}while [ ! -e {go} ]; do sleep 0.1; done; exit 5", verb="requeue")
     bench.wait_for_task(job_id, 1)
-    saved, started = request.getfixturevalue("slurm") / "state" / "job_state", time.time()
+    saved, started = site.dir / "state" / "job_state", time.time()
     deadline = time.monotonic() + 150
     while saved.stat().st_mtime <= started:  # a controller that crashes before has forgotten the job
         assert time.monotonic() < deadline, "slurmctld does not save its state"
         time.sleep(0.1)
-    minislurm("kill-ctld")
+    site.kill_controller()
     go.touch()
     log_path = bench.directory / "logs" / f"{job_id}.0" / "epilogue.out"
     while "trying again" not in (log_path.read_text(encoding="utf-8") if log_path.is_file() else ""):
         assert time.monotonic() < deadline, "the epilogue does not ask for the requeue"
         time.sleep(0.1)
-    minislurm("start-ctld")
+    site.start_controller()
     status = bench.wait(job_id)
     assert (status.state, status.restarts) == (JobState.COMPLETED, 1)
 
 
-def test_a_silent_controller_is_given_up_after_the_patience(bench: Bench, minislurm: Callable[..., None]) -> None:
-    minislurm("kill-ctld")
+def test_a_silent_controller_is_given_up_after_the_patience(bench: Bench, site: Site) -> None:
+    site.kill_controller()
     try:
         with pytest.raises(ClusterError, match="Unable to contact"):
             SlurmCluster(patience_s=0).nodes(None)
     finally:
-        minislurm("start-ctld")
+        site.start_controller()
 
 
 def test_a_job_that_may_not_be_requeued_is_known_and_refused(bench: Bench) -> None:
