@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from toolkit.cli.show import print_json
-from toolkit.cluster.base import JobState, NodeLoad, PartitionLimits, QueuedJob, View
+from toolkit.cluster.base import JobState, QueuedJob, View
 from toolkit.cluster.choose import open_cluster
-from toolkit.cluster.view import nodes_of, say_duration, say_when, shorten_nodes, waiting
+from toolkit.cluster.hostlist import shorten_nodes
+from toolkit.cluster.partitions import NodeLoad, PartitionLimits, describe_gpus
+from toolkit.cluster.view import nodes_of, say_duration, say_when, waiting
 from toolkit.config.load import find_profile, load_config
 from toolkit.launch.jobs import state_dir
 from toolkit.launch.outlook import Outlook, look_ahead
@@ -59,9 +61,15 @@ def _cluster(asked: argparse.Namespace) -> None:
 
 def describe(outlook: Outlook) -> dict[str, Any]:
     """Give all that is known as plain values; times are Unix seconds."""
-    plain = asdict(outlook)
+    view = outlook.view
+    bare = tuple(replace(partition, nodes=()) for partition in view.partitions)  # nodes are listed once
+    plain = asdict(
+        replace(outlook, view=replace(view, partitions=bare), partition=replace(outlook.partition, nodes=()))
+    )
     for job in plain["view"]["jobs"]:
         job["state"] = job["state"].value
+    for node, load in zip(plain["view"]["nodes"], view.nodes, strict=True):
+        node |= {"gpus": load.gpus, "gpus_used": load.gpus_used, "gpu_type": load.gpu_type}
     plain["partition"] = outlook.partition.name
     return plain
 
@@ -134,19 +142,13 @@ def _partition_table(view: View, own: PartitionLimits) -> Table:
             "none" if limits.max_time_s is None else say_duration(limits.max_time_s),
             *(str(count) for count in (len(nodes), *_count_nodes(nodes))),
             f"{_free_gpus(nodes)} of {total}" if total else "-",
-            Text(_gpu_kinds(nodes)),
+            Text(describe_gpus(nodes)),
             str(num_running),
             str(num_waiting),
         )
     if len(own_first) > _ROWS + 2:
         table.add_row(f"and {len(own_first) - _ROWS - 2} more")
     return table
-
-
-def _gpu_kinds(nodes: Iterable[NodeLoad]) -> str:
-    """Name the kinds of nodes of a partition: `8 h100, 4 a100`."""
-    kinds = dict.fromkeys(f"{node.gpus} {node.gpu_type or 'GPUs'}" if node.gpus else "none" for node in nodes)
-    return ", ".join(kinds)
 
 
 def _print_list(title: str, rows: Sequence[Sequence[str]], console: Console) -> None:

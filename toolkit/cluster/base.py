@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from toolkit.cluster.accounting import Accounting
+from toolkit.cluster.hostlist import expand_nodes
+from toolkit.cluster.partitions import Node, NodeLoad, PartitionLimits
 from toolkit.config.schema import ClusterSection
-from toolkit.errors import ClusterError
 
 ARRAY_TASK = "@ARRAY_TASK@"
 """Stands in a job's command for the index of the array's task."""
@@ -75,12 +76,16 @@ class JobSpec:
     """GPUs asked for on each node; 0 asks for none (ranks on CPU)."""
     cpus_per_task: int | None = None
     time_limit_s: int | None = None
+    """None: it asks for no limit."""
     signal_delay_s: int = 120
     """SIGUSR2 reaches every task about this long before the time limit."""
     requeue: bool = True
+    """Whether Slurm may start it again under its number; where not, the run goes on in another job."""
     partition: str | None = None
+    """Several with commas: it runs in one of them."""
     account: str | None = None
     qos: str | None = None
+    reservation: str | None = None
     constraint: str | None = None
     exclude: tuple[str, ...] = ()
     gpu_type: str | None = None
@@ -90,6 +95,7 @@ class JobSpec:
     env: Mapping[str, str] = field(default_factory=dict)
     """Written to the script in the clear: never a secret."""
     sbatch_extra: Mapping[str, Any] = field(default_factory=dict)
+    """Flags that are added or take the place of ours; None or False takes one away."""
     srun_extra: tuple[str, ...] = ()
     dependency: str | None = None
     """Slurm's words: `afterok:7` starts the job when job 7 has COMPLETED, and cancels it when that cannot be."""
@@ -141,11 +147,13 @@ def make_spec(
         cpus_per_task=section.cpus_per_task,
         time_limit_s=section.time_limit,
         signal_delay_s=section.signal_delay_s,
+        requeue=section.requeue,
         partition=section.partition,
         account=section.account,
         qos=section.qos,
+        reservation=section.reservation,
         constraint=section.constraint,
-        exclude=tuple(section.exclude),
+        exclude=tuple(expand_nodes(",".join(section.exclude))),
         mem_per_node=section.mem_per_node,
         setup=tuple(section.setup),
         env=section.env,
@@ -154,14 +162,13 @@ def make_spec(
     )
 
 
-def ask_for_gpus(spec: JobSpec, section: ClusterSection, partition: "PartitionLimits") -> JobSpec:
-    """Ask for the GPUs of a filled section where the partition has any."""
+def ask_for_gpus(spec: JobSpec, section: ClusterSection, partition: PartitionLimits) -> JobSpec:
+    """Ask for the GPUs of a filled section where the partition, as far as the job gets it, has any."""
     assert section.gpus_per_node is not None, "cluster.gpus_per_node is not resolved"
     if not partition.gpus_per_node:
         return spec
-    # a name that only the planner knows (h100 for nvidia_h100_80gb) would be refused
-    gpu_type = section.gpu_type if section.gpu_type == partition.gpu_type else None
-    return replace(spec, gpus_per_node=section.gpus_per_node, gpu_type=gpu_type)
+    # by Slurm's name: one that only the planner knows (h100 for nvidia_h100_80gb) would be refused
+    return replace(spec, gpus_per_node=section.gpus_per_node, gpu_type=partition.gpu_type)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -203,65 +210,6 @@ class JobStatus:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Node:
-    """A node of a partition, as the scheduler sees it."""
-
-    name: str
-    state: str
-    """The scheduler's word: idle, allocated, drained, ..."""
-    reason: str
-    """Why it is out of use; empty where nobody said."""
-    is_usable: bool
-    """Whether jobs may be placed on it, now or after others."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PartitionLimits:
-    """What a partition gives."""
-
-    name: str
-    is_default: bool
-    max_time_s: int | None
-    """None: no limit."""
-    default_time_s: int | None
-    num_nodes: int
-    """Nodes of the partition, whatever their state."""
-    nodes_usable: int
-    """Of those, nodes that are not down or drained."""
-    cpus_per_node: int
-    mem_per_node_mib: int
-    gpus_per_node: int
-    gpu_type: str | None
-    is_up: bool = True
-    """Whether jobs of this partition start; a closed one may still take them."""
-    max_nodes: int | None = None
-    """Most nodes of one job; None: no limit."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NodeLoad:
-    """What a node is doing. Times are Unix seconds."""
-
-    name: str
-    partitions: tuple[str, ...]
-    state: str
-    """The scheduler's word."""
-    is_usable: bool
-    is_free: bool
-    """Whether nothing runs on it and a job may have all of it now."""
-    reason: str
-    """Why it is out of use; empty where nobody said."""
-    reason_by: str
-    since: float | None
-    """When the reason was given; None: there is none."""
-    cpus: int
-    cpus_used: int
-    gpus: int
-    gpus_used: int
-    gpu_type: str | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class QueuedJob:
     """A job that runs or waits. Times are Unix seconds."""
 
@@ -294,6 +242,8 @@ class Reservation:
     start_time: float
     end_time: float
     nodes: tuple[str, ...]
+    partition: str = ""
+    """Jobs of other ones do not get it; empty: of any."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -311,6 +261,10 @@ class View:
     jobs: tuple[QueuedJob, ...]
     """Those that run, the next to end first; then those that wait, the next in the queue first."""
     reservations: tuple[Reservation, ...]
+    num_jobs: int = 0
+    """Jobs that the scheduler keeps, with those that ended a moment ago; not those that it does not show."""
+    max_jobs: int | None = None
+    """Most jobs that it keeps; None: unknown."""
 
 
 class Cluster(Protocol):
@@ -380,16 +334,3 @@ def check_signal(name: str) -> None:
     """Refuse what would not reach the tasks as a signal."""
     assert f"SIG{name}" in signal.Signals.__members__, f"there is no signal {name}"
     assert name != "KILL", "Slurm takes SIGKILL to a job for a cancel"
-
-
-def find_partition(limits: Sequence[PartitionLimits], name: str | None) -> PartitionLimits:
-    """Choose a partition by name; None: the default one.
-
-    Raises:
-        ClusterError: there is none of that name.
-    """
-    found = next((one for one in limits if name in {None, one.name}), None)
-    if found is None:
-        names = ", ".join(one.name for one in limits) or "none"
-        raise ClusterError(f"there is no partition {name!r}\n  there are: {names}\n  set --partition")
-    return found

@@ -25,13 +25,11 @@ from toolkit.cluster.base import (
     JobSpec,
     JobState,
     JobStatus,
-    Node,
-    NodeLoad,
-    PartitionLimits,
     QueuedJob,
     View,
     check_signal,
 )
+from toolkit.cluster.partitions import GpuGroup, Node, NodeLoad, PartitionLimits
 from toolkit.errors import ClusterError
 
 PARTITION = "local"
@@ -288,9 +286,8 @@ def _emulated_load(node: Node, limits: PartitionLimits) -> NodeLoad:
         since=None,
         cpus=limits.cpus_per_node,
         cpus_used=0,
-        gpus=limits.gpus_per_node,
-        gpus_used=0,
-        gpu_type=limits.gpu_type,
+        mem_mib=limits.mem_per_node_mib,
+        gpu_groups=(GpuGroup(type=None, count=limits.gpus_per_node),) if limits.gpus_per_node else (),
     )
 
 

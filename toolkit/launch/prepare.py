@@ -16,8 +16,9 @@ from typing import Any
 import xxhash
 
 from toolkit import storage
-from toolkit.cluster.base import ARRAY_TASK, Cluster, JobSpec, PartitionLimits, find_partition, make_spec
+from toolkit.cluster.base import ARRAY_TASK, Cluster, JobSpec, make_spec
 from toolkit.cluster.choose import open_cluster
+from toolkit.cluster.partitions import PartitionLimits, find_partition
 from toolkit.config.load import find_profile, load_config
 from toolkit.config.schema import ClusterSection, DataSection
 from toolkit.data.manifest import NAME as MANIFEST
@@ -76,11 +77,11 @@ def plan_jobs(
         asked: what to make.
         out: directory or URL of the dataset.
         root: directory of runs, which all nodes see.
-        num_tasks: tasks of the array; the dataset does not depend on it.
+        num_tasks: most tasks of the array; the dataset does not depend on it, so a cluster may set a lower limit.
         section: account, environment and the like.
         partition: where they run.
     """
-    name = Path(out.rstrip("/")).name
+    name, num_tasks = Path(out.rstrip("/")).name, choose_num_tasks(num_tasks, partition)
     jobs_dir = root.absolute() / ".prepare" / f"{name}-{xxhash.xxh3_64_hexdigest(out.encode())[:8]}"
     part = ("--task", ARRAY_TASK, "--num-tasks", str(num_tasks))
     share = make_spec(
@@ -99,6 +100,11 @@ def plan_jobs(
     return PreparationJobs(asked=asked, out=out, jobs_dir=jobs_dir, num_tasks=num_tasks, share=share, merge=merge)
 
 
+def choose_num_tasks(wanted: int, partition: PartitionLimits) -> int:
+    """Choose the tasks of the array: not more than one may have here."""
+    return min(wanted, partition.max_array_tasks or wanted)
+
+
 def hand_in(asked: Preparation, *, out: str, num_tasks: int) -> dict[str, Any]:
     """Make a dataset by jobs of this machine's cluster, as the site profile says; emulated where there is none.
 
@@ -109,13 +115,14 @@ def hand_in(asked: Preparation, *, out: str, num_tasks: int) -> dict[str, Any]:
     cfg = load_config(None, profile=profile).config
     root = Path(cfg.run.root).absolute()
     cluster = open_cluster(cfg.cluster.scheduler, state_dir=root / ".cluster")
+    partition = find_partition(cluster.limits(), cfg.cluster.partition)
     jobs = plan_jobs(
         replace(asked, inputs=tuple(map(storage.make_absolute, asked.inputs))),
         out=storage.make_absolute(out),
         root=root,
         num_tasks=num_tasks,
-        section=cfg.cluster,
-        partition=find_partition(cluster.limits(), cfg.cluster.partition),
+        section=cfg.cluster if partition.is_default else replace(cfg.cluster, partition=partition.name),
+        partition=partition,
     )
     job_id = submit_jobs(jobs, cluster)
     return {"dataset": jobs.out, "last_job": job_id or "none: it stands", "scripts_and_logs": str(jobs.jobs_dir)}

@@ -209,7 +209,8 @@ def share_cores(cpu: Hardware, *, ranks: int, cores: int) -> Hardware:
 def find_hardware(gpu_type: str | None, *, site: Mapping[str, Hardware] | None = None) -> Hardware:
     """Find a device by a name as Slurm's gres types write it (h100, nvidia_a100_80gb_pcie); None: CPU.
 
-    A memory written in the name (16gb, or a MIG slice 1g.10gb) holds where it is smaller than the table's.
+    A memory written in the name (16gb) holds where it is smaller than the table's; a MIG slice (3g.20gb) has its part
+    of the units and of the traffic too.
 
     Args:
         gpu_type: the name.
@@ -232,8 +233,28 @@ def find_hardware(gpu_type: str | None, *, site: Mapping[str, Hardware] | None =
     if found is None:
         raise ConfigError([_unknown(gpu_type, [*(site or {}), *_TABLE])])
     assert found.memory_bytes is not None, f"{found.name} of the table has no memory"
+    part = re.search(r"(\d)g\.(\d+)gb", gpu_type.lower())
+    if part is not None:
+        return _slice(found, compute=int(part[1]), memory_gib=int(part[2]))
     written = re.search(r"(\d+)gb", gpu_type.lower())
     return replace(found, memory_bytes=min(found.memory_bytes, _gib(int(written[1])))) if written else found
+
+
+def _slice(gpu: Hardware, *, compute: int, memory_gib: int) -> Hardware:
+    """Give a MIG slice with so many of the seven parts of the units; its memory's traffic is in eighths.
+
+    Source: NVIDIA MIG user guide, profiles of A100 and H100 (3g has four eighths of the memory).
+    """
+    assert gpu.memory_bytes is not None, f"{gpu.name} of the table has no memory"
+    eighths = {1: 1, 2: 2, 3: 4, 4: 4}.get(compute, 8)
+    return replace(
+        gpu,
+        name=f"{gpu.name} {compute}g.{memory_gib}gb",
+        peak_bf16_flops=gpu.peak_bf16_flops * compute / 7,
+        peak_fp32_flops=gpu.peak_fp32_flops * compute / 7,
+        memory_bytes=min(gpu.memory_bytes, _gib(memory_gib)),
+        memory_bytes_per_s=gpu.memory_bytes_per_s * eighths / 8,
+    )
 
 
 def _unknown(gpu_type: str, known: Sequence[str]) -> Problem:

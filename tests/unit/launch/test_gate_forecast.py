@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from tests.gate import GPUS, FakeSlurm, make_context, only, verdicts, with_spec
+from toolkit.cluster.partitions import read_memory
 from toolkit.launch.gate.context import Context
 from toolkit.launch.gate.finding import Finding
-from toolkit.launch.gate.forecast import check_forecast, read_memory
+from toolkit.launch.gate.forecast import check_forecast
 from toolkit.plan.hardware import find_hardware
 from toolkit.plan.search import TooLargeError, resolve
 

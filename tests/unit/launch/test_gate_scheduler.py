@@ -71,8 +71,9 @@ def test_what_slurm_refuses_is_refused_and_what_it_lets_wait_is_not(tmp_path: Pa
     no = ClusterError("Slurm refused to take tiny: Invalid feature specification\n  x")
     found = only(check_scheduler(asked(tmp_path, view, said=no)), "start")
     assert (found.verdict.value, found.what) == ("refused", "Invalid feature specification")
-    waits = ClusterError(f"Slurm refused to take tiny: {WAITS}\n  x")
-    assert only(check_scheduler(asked(tmp_path, view, said=waits)), "start").verdict.value == "ok"
+    no_nodes = ClusterError(f"Slurm refused to take tiny: {WAITS}\n  x")
+    assert only(check_scheduler(asked(tmp_path, view, nodes=8, said=no_nodes)), "start").verdict.value == "note"
+    assert only(check_scheduler(asked(tmp_path, view, said=no_nodes)), "start").verdict.value == "refused"
     silent = SilentError("Socket timed out")
     assert only(check_scheduler(asked(tmp_path, view, said=silent)), "start").verdict.value == "ok"
 

@@ -1,22 +1,20 @@
 """What would start soonest, on a cluster that was recorded."""
 
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import cast
 
 import pytest
 
+from tests.unit.cluster.test_view import NOW, read_main
 from toolkit.cluster.base import Cluster, JobSpec, View
 from toolkit.cluster.slurm import SilentError
-from toolkit.cluster.view import WAITS, read_view
+from toolkit.cluster.view import WAITS
 from toolkit.config.schema import ClusterSection
 from toolkit.errors import ClusterError
 from toolkit.launch.nodes import MANUAL, NodeLedger
 from toolkit.launch.outlook import Outlook, look_ahead
 
-RECORDED = Path(__file__).parents[1] / "cluster" / "recorded"
-NOW = datetime.fromisoformat("2026-11-25T02:17:41").timestamp()
 HOUR_S = 3600
 
 
@@ -26,8 +24,7 @@ class RecordedCluster:
     name = "slurm"
 
     def __init__(self, said: str | ClusterError = "") -> None:
-        texts = [(RECORDED / f"{name}.txt").read_text(encoding="utf-8") for name in ("sinfo", "squeue", "reservations")]
-        self.view, self.said, self.asked = read_view(*texts, now=NOW), said, list[JobSpec]()
+        self.view, self.said, self.asked = read_main(), said, list[JobSpec]()
 
     def look(self) -> View:
         return self.view
@@ -80,8 +77,11 @@ def test_a_gap_that_is_too_short_is_told(tmp_path: Path) -> None:
 def test_a_refusal_is_told_from_a_wait_and_from_silence(tmp_path: Path) -> None:
     refused = look(RecordedCluster(ClusterError("Slurm refused to take run: no account\n  x")), tmp_path, nodes=2)
     assert (refused.starts[-1].refusal, refused.starts[-1].start_time) == ("no account", None)
-    waits = look(RecordedCluster(ClusterError(f"Slurm refused to take run: {WAITS}\n  x")), tmp_path, nodes=2)
-    assert (waits.starts[-1].refusal, waits.starts[-1].start_time) == ("", NOW)
+    no_nodes = RecordedCluster(ClusterError(f"Slurm refused to take run: {WAITS}\n  x"))
+    waits = look(no_nodes, tmp_path, nodes=7)  # two of eight are out
+    assert (waits.starts[-1].refusal, waits.starts[-1].start_time) == ("", None)
+    never = look(no_nodes, tmp_path, nodes=2)
+    assert (never.starts[-1].refusal, never.starts[-1].start_time) == (WAITS, None)
     silent = look(RecordedCluster(SilentError("Socket timed out")), tmp_path, nodes=2)
     assert (silent.starts[-1].refusal, silent.starts[-1].start_time) == ("", NOW)
 
