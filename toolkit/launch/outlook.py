@@ -19,6 +19,7 @@ from toolkit.cluster.base import (
 from toolkit.cluster.partitions import PartitionLimits, count_in_one, find_partition
 from toolkit.cluster.view import fitting_nodes, longest_now, plan_starts
 from toolkit.config.schema import ClusterSection
+from toolkit.errors import ClusterError
 from toolkit.launch.nodes import Exclusion, NodeLedger, choose_exclusions
 from toolkit.launch.placement import fill_section, place
 from toolkit.launch.start import Start, ask_start
@@ -33,7 +34,8 @@ class Outlook:
     """A run that is thought of, and what the cluster has for it."""
 
     view: View
-    partition: PartitionLimits
+    partition: PartitionLimits | None
+    """As far as the run gets it; None: see `question`."""
     nodes: int
     time_limit_s: int | None
     starts: tuple[Start, ...]
@@ -48,6 +50,8 @@ class Outlook:
     """What the ledger leaves out, everywhere."""
     left_out: tuple[str, ...]
     """Of those, what this run would leave out."""
+    question: str = ""
+    """What must be known before it can be said when a run would start, and how to say it; empty: nothing."""
 
     @property
     def num_usable(self) -> int:
@@ -68,10 +72,16 @@ def look_ahead(section: ClusterSection, cluster: Cluster, *, root: Path, nodes: 
         ClusterError: the scheduler does not answer, or there is no such partition.
     """
     view = cluster.look()
+    excluded = NodeLedger(root).excluded(view.time)
+    if section.partition is not None:
+        find_partition(view.partitions, section.partition)  # one that does not exist is a mistake, and no question
     wanted = section if nodes is None else replace(section, nodes=nodes)
-    partition = place(find_partition(view.partitions, section.partition), wanted)
+    try:
+        partition = place(find_partition(view.partitions, section.partition), wanted)
+    except ClusterError as error:
+        return _ask_back(view, excluded, wanted, question=str(error))
     filled = fill_section(wanted, partition)
-    spec, excluded = _specify(filled, partition), NodeLedger(root).excluded(view.time)
+    spec = _specify(filled, partition)
     offered = [node for node in fitting_nodes(view, spec) if node.is_usable]
     usable = [node.name for node in offered]
     if nodes is None:
@@ -91,6 +101,23 @@ def look_ahead(section: ClusterSection, cluster: Cluster, *, root: Path, nodes: 
         unplanned_jobs=sum(_count_unplanned(job, partition.names) for job in view.jobs),
         excluded=excluded,
         left_out=left_out,
+    )
+
+
+def _ask_back(view: View, excluded: Mapping[str, Exclusion], section: ClusterSection, *, question: str) -> Outlook:
+    """Show the cluster without an answer."""
+    return Outlook(
+        view=view,
+        partition=None,
+        nodes=section.nodes,
+        time_limit_s=section.time_limit,
+        starts=(),
+        free_for_s=None,
+        usable=(),
+        unplanned_jobs=0,
+        excluded=excluded,
+        left_out=(),
+        question=question,
     )
 
 

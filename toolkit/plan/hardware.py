@@ -221,6 +221,9 @@ def find_hardware(gpu_type: str | None, *, site: Mapping[str, Hardware] | None =
     """
     if gpu_type is None:
         return CPU
+    part = re.fullmatch(r"(.+?)[^a-z0-9](\d)g\.(\d+)gb", gpu_type.lower())
+    if part is not None and gpu_type not in (site or {}):
+        return _slice(part[1], compute=int(part[2]), memory_gib=int(part[3]), site=site)
     name = re.sub(r"[^a-z0-9]", "", gpu_type.lower())
     for key, gpu in (site or {}).items():
         if re.sub(r"[^a-z0-9]", "", key.lower()) in name:
@@ -233,20 +236,18 @@ def find_hardware(gpu_type: str | None, *, site: Mapping[str, Hardware] | None =
     if found is None:
         raise ConfigError([_unknown(gpu_type, [*(site or {}), *_TABLE])])
     assert found.memory_bytes is not None, f"{found.name} of the table has no memory"
-    part = re.search(r"(\d)g\.(\d+)gb", gpu_type.lower())
-    if part is not None:
-        return _slice(found, compute=int(part[1]), memory_gib=int(part[2]))
     written = re.search(r"(\d+)gb", gpu_type.lower())
     return replace(found, memory_bytes=min(found.memory_bytes, _gib(int(written[1])))) if written else found
 
 
-def _slice(gpu: Hardware, *, compute: int, memory_gib: int) -> Hardware:
+def _slice(gpu_type: str, *, compute: int, memory_gib: int, site: Mapping[str, Hardware] | None) -> Hardware:
     """Give a MIG slice with so many of the seven parts of the units; its memory's traffic is in eighths.
 
     Source: NVIDIA MIG user guide, profiles of A100 and H100 (3g has four eighths of the memory).
     """
-    assert gpu.memory_bytes is not None, f"{gpu.name} of the table has no memory"
     eighths = {1: 1, 2: 2, 3: 4, 4: 4}.get(compute, 8)
+    gpu = find_hardware(f"{gpu_type}-{memory_gib * 8 // eighths}gb", site=site)  # the memory tells which card it is
+    assert gpu.memory_bytes is not None, f"{gpu.name} has no memory of its own"
     return replace(
         gpu,
         name=f"{gpu.name} {compute}g.{memory_gib}gb",

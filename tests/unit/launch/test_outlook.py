@@ -6,6 +6,7 @@ from typing import cast
 
 import pytest
 
+from tests.slurm_sites import view_site
 from tests.unit.cluster.test_view import NOW, read_main
 from toolkit.cluster.base import Cluster, JobSpec, View
 from toolkit.cluster.slurm import SilentError
@@ -112,3 +113,30 @@ def test_a_large_partition_is_asked_a_few_times(tmp_path: Path) -> None:
 def test_a_partition_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match="there is no partition 'nope'\n  there are: main, low"):
         look(RecordedCluster(), tmp_path, nodes=1, partition="nope")
+
+
+def test_the_cluster_is_shown_where_it_cannot_be_said_what_a_run_would_get(tmp_path: Path) -> None:
+    for site, partition, said in (
+        ("acct", None, "no default partition"), ("mig", "vec", "cluster.gpu_type"), ("private", None, "does not show"),
+    ):  # fmt: skip
+        cluster = RecordedCluster()
+        cluster.view = view_site(site)
+        outlook = look_ahead(ClusterSection(partition=partition), cast("Cluster", cluster), root=tmp_path, nodes=1)
+        assert (outlook.partition, outlook.starts, cluster.asked) == (None, (), [])
+        assert said in outlook.question
+
+
+def test_a_run_of_one_kind_of_gpu_counts_its_nodes_alone(tmp_path: Path) -> None:
+    cluster = RecordedCluster()
+    cluster.view = view_site("acct")
+    section = ClusterSection(partition="gpu", gpu_type="a100", time_limit=HOUR_S)
+    outlook = look_ahead(section, cast("Cluster", cluster), root=tmp_path, nodes=None)
+    assert (outlook.nodes, outlook.usable) == (2, ("gpu-b01", "gpu-b02"))
+    assert (cluster.asked[0].gpu_type, cluster.asked[0].gpus_per_node, cluster.asked[0].cpus_per_task) == ("a100", 4, 8)
+
+
+def test_excluded_nodes_are_not_counted_however_they_are_written(tmp_path: Path) -> None:
+    section = ClusterSection(partition="main", exclude=["node[5-6]"], time_limit=HOUR_S)
+    outlook = look_ahead(section, cast("Cluster", RecordedCluster()), root=tmp_path, nodes=None)
+    assert outlook.usable == ("node1", "node2", "node3", "node4")
+    assert all(start.start_time != NOW for start in outlook.starts)

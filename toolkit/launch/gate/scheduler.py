@@ -13,6 +13,21 @@ from toolkit.launch.placement import match_type
 from toolkit.launch.start import Start, ask_start
 
 _ROUGH_S = 600.0  # a difference that is worth a word
+_KEYS = {
+    "requeue": "cluster.requeue=false",
+    "mem": "cluster.mem_per_node",
+    "gres": 'cluster.sbatch_extra={gres: "gpu:N", gpus-per-node: null}',
+    "gpu": "cluster.gpus_per_node, cluster.gpu_type",
+    "account": "cluster.account",
+    "qos": "cluster.qos",
+    "time": "cluster.time_limit",
+    "partition": "cluster.partition",
+    "node count": "--nodes",
+    "feature": "cluster.constraint",
+    "constraint": "cluster.constraint",
+    "reservation": "cluster.reservation",
+}
+"""Words of a refusal, and the keys that have to do with it."""
 
 
 def check_scheduler(context: Context) -> list[Finding]:
@@ -116,7 +131,8 @@ def _check_gpus(context: Context, limits: PartitionLimits, usable: Sequence[Node
     spec, partition, hardware = context.spec, context.partition, context.plan.hardware
     if not spec.gpus_per_node:
         if not hardware.is_gpu:
-            why = "cluster.gpu_type=cpu" if limits.gpus_per_node else f"{partition.name} has none"
+            has_none = limits.shows_nodes and not limits.gpus_per_node
+            why = f"{partition.name} has none" if has_none else "cluster.gpu_type=cpu"
             return ok("gpus", f"{why}: ranks run on CPU, as planned")
         what = f"{partition.name} has none, the plan reckons with {hardware.name}"
         return warn("gpus", what, "ranks would run on CPU", "use another --partition, or set cluster.gpu_type=cpu")
@@ -156,11 +172,20 @@ def _check_start(context: Context, limits: PartitionLimits, view: View) -> Findi
     return _judge_start(context, limits, ask_start(context.cluster, context.spec, view), view)
 
 
+def _find_key(refusal: str) -> str:
+    """Name the keys that answer a refusal, by its words; those of a site's own rules are anybody's."""
+    found = [key for word, key in _KEYS.items() if word in refusal.lower()]
+    return (
+        f"set {' or '.join(found)}"
+        if found
+        else "ask for something else: cluster.sbatch_extra takes any flag of sbatch"
+    )
+
+
 def _judge_start(context: Context, limits: PartitionLimits, start: Start, view: View) -> Finding:
     if start.refusal:
         reason = "Slurm refused the script when asked with sbatch --test-only"
-        remedy = "ask for something else; a flag that the site wants or forbids: cluster.sbatch_extra, cluster.requeue"
-        return refuse("start", start.refusal, reason, remedy)
+        return refuse("start", start.refusal, reason, _find_key(start.refusal))
     rough = start.slurm_time
     said = ""
     if rough is not None and (start.start_time is None or abs(rough - start.start_time) > _ROUGH_S):
@@ -168,7 +193,8 @@ def _judge_start(context: Context, limits: PartitionLimits, start: Start, view: 
     if not limits.is_up:
         return note("start", f"not while {limits.name} is closed")
     if start.start_time is None:
-        return note("start", f"no one can tell: nodes are out, or what runs there shows no end{said}")
+        why = "nodes are out, or what runs there shows no end" if limits.shows_nodes else "this site hides its nodes"
+        return note("start", f"no one can tell: {why}{said}")
     when = say_when(start.start_time, view.time)
     preempts = f", preempting job {', '.join(start.preempts)}" if start.preempts else ""
     if when == "now":
