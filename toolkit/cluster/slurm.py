@@ -26,8 +26,8 @@ from toolkit.cluster.accounting import ASSOCIATION_COLUMNS, QOS_COLUMNS, Account
 from toolkit.cluster.answers import parse_jobs, parse_state, read_exit_note
 from toolkit.cluster.base import JobSpec, JobState, JobStatus, View, check_signal
 from toolkit.cluster.hostlist import expand_nodes
-from toolkit.cluster.inventory import NODE_COLUMNS, read_inventory
-from toolkit.cluster.partitions import Node, NodeLoad, PartitionLimits, find_partition
+from toolkit.cluster.inventory import LOAD_COLUMNS, Inventory, read_inventory, read_loads
+from toolkit.cluster.partitions import Node, PartitionLimits, find_partition
 from toolkit.cluster.script import render_script
 from toolkit.cluster.view import JOB_COLUMNS, read_view
 from toolkit.config.schema import ClusterSection
@@ -53,7 +53,7 @@ _PASSING = (
     "standby mode",  # the backup controller, before it takes over
 )
 _SETTINGS = (["scontrol", "show", "partition", "--all", "-o"], ["scontrol", "show", "config"])
-_NODES = ["sinfo", "--all", "-h", "-N", "-O", NODE_COLUMNS]
+_NODES = ["scontrol", "show", "node", "--all", "-o"]
 
 
 class SlurmCluster:
@@ -70,8 +70,8 @@ class SlurmCluster:
         self.patience_s, self.answer_s = patience_s, answer_s
         self._settings: tuple[str, ...] = ()
         """What Slurm said of partitions and configuration, which its administrators change: asked once."""
-        self._nodes: tuple[NodeLoad, ...] = ()
-        """As they were read last."""
+        self._inventory: Inventory | None = None
+        """As it was read last."""
 
     def render(self, spec: JobSpec) -> str:
         """Write the batch script."""
@@ -148,7 +148,7 @@ class SlurmCluster:
 
     def limits(self) -> list[PartitionLimits]:
         """Read the partitions, the default one first."""
-        nodes, *_ = self._ask_at_once([_NODES], act="read the partitions")
+        (nodes,) = self._ask_at_once([_NODES], act="read the partitions")
         return list(self._read_inventory(nodes)[0])
 
     def nodes(self, partition: str | None) -> list[Node]:
@@ -162,20 +162,22 @@ class SlurmCluster:
     def look(self) -> View:
         """Read everything at once."""
         commands = [
-            _NODES,
+            ["sinfo", "--all", "-h", "-N", "-O", LOAD_COLUMNS],
             # all states: the controller sends every job anyway, and keeps a number of them at most
             ["squeue", "-h", "-t", "all", "-o", JOB_COLUMNS],
             ["scontrol", "show", "reservation", "-o"],
         ]
+        if self._inventory is None:
+            commands.append(_NODES)
         try:
-            nodes, jobs, reservations = self._ask_at_once(commands, act="show the cluster")
+            loads, jobs, reservations, *nodes = self._ask_at_once(commands, act="show the cluster")
         except SilentError as error:
             raise SilentError(
                 f"Slurm does not answer: {str(error).splitlines()[0].partition(': ')[2]}\n"
                 "  its controller is down or busy; what runs goes on\n  see `scontrol ping`, and try again"
             ) from error
-        config = self._settings[1]
-        return read_view(self._read_inventory(nodes), jobs or "", reservations or "", config=config, now=time.time())
+        inventory = read_loads(self._inventory or self._read_inventory(nodes[0]), loads)
+        return read_view(inventory, jobs or "", reservations or "", config=self._settings[1], now=time.time())
 
     def _ask_at_once(self, commands: Sequence[Sequence[str]], *, act: str) -> list[str | None]:
         """Run commands beside each other, with those that read what the site has set, once; None: it is not shown."""
@@ -198,11 +200,10 @@ class SlurmCluster:
                 raise
             return None
 
-    def _read_inventory(self, nodes: str | None) -> tuple[tuple[PartitionLimits, ...], tuple[NodeLoad, ...]]:
+    def _read_inventory(self, nodes: str | None) -> Inventory:
         partitions, config = self._settings
-        found = read_inventory(partitions, nodes, config=config, groups=_read_groups())
-        self._nodes = found[1]
-        return found
+        self._inventory = read_inventory(partitions, nodes, config=config, groups=_read_groups())
+        return self._inventory
 
     def accounting(self) -> Accounting | None:
         """Ask the controller for limits and use, and sacctmgr, where it answers, for what users may have of a QOS."""
@@ -234,9 +235,8 @@ class SlurmCluster:
     def runs_here(self, partition: str) -> bool:
         """Compare the addresses of the nodes with this machine's."""
         own = {"localhost", "::1", socket.gethostname(), socket.gethostname().partition(".")[0]}
-        if not self._nodes:
-            self.limits()
-        nodes = [node for node in self._nodes if set(partition.split(",")).intersection(node.partitions)]
+        limits = self._inventory[0] if self._inventory else self.limits()
+        nodes = find_partition(limits, partition).nodes
         return bool(nodes) and all(node.address in own or node.address.startswith("127.") for node in nodes)
 
     def _state_by_accounting(self, job_id: str) -> JobStatus:

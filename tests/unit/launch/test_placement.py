@@ -73,7 +73,7 @@ def test_kinds_that_only_features_tell_are_asked_for_by_feature() -> None:
 
 def test_ranks_on_cpu_can_be_asked_for() -> None:
     narrowed, filled = put("mig", "vec", gpu_type="cpu", gpus_per_node=4)
-    assert (narrowed.gpus_per_node, filled.gpu_type, filled.gpus_per_node, filled.cpus_per_task) == (0, None, 4, 12)
+    assert (narrowed.gpus_per_node, filled.gpu_type, filled.gpus_per_node, filled.cpus_per_task) == (0, None, 4, 11)
 
 
 def test_what_a_hidden_partition_has_is_believed_when_it_is_said() -> None:
