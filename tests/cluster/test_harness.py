@@ -89,10 +89,11 @@ def test_an_ordinary_user_runs_the_checkout_and_reads_nothing_else_of_root(
     site = start_site(SHAPES["lua"])
     (tmp_path / "secret").write_text("x", encoding="utf-8")
     (tmp_path / "secret").chmod(0o644)  # but the folder above is closed
+    secrets = f"{tmp_path}/secret {site.dir}/munge/key {site.dir}/hosts/n4/hosts"
     script = f"""
         id --user --name; hostname
         {sys.executable} -c 'import toolkit; print(toolkit.__path__[0])'
-        for path in {tmp_path}/secret {site.dir}/munge/key; do [ -r $path ] && echo can read $path; done
+        for path in {secrets}; do [ -r $path ] && echo can read $path; done
         for path in {CHECKOUT} {CHECKOUT}/submit.py {site.dir} /etc; do [ -w $path ] && echo can write $path; done
         [ -e /tmp/mine ] || echo nothing is in /tmp
         echo mine >/tmp/mine
