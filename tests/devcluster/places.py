@@ -28,9 +28,9 @@ def plan_site_host(shape: Shape, name: str, directory: Path) -> Host:
 
 def make(shape: Shape, directory: Path, *, ports: tuple[int, ...]) -> None:
     """Write what a site consists of."""
-    for name in ("", "etc", "run", "log", "spool", "dev", "home", "state", "munge", "db"):
+    for name in ("", "etc", "run", "log", "spool", "dev", "home", "state", "munge", "db", "hosts"):
         (directory / name).mkdir(parents=True, exist_ok=True)
-        (directory / name).chmod(0o700 if name in {"state", "munge", "db"} else 0o755)
+        (directory / name).chmod(0o700 if name in {"state", "munge", "db", "hosts"} else 0o755)
     kept = {"shape": dataclasses.asdict(shape), "ports": ports}
     write_file(directory / "site.json", json.dumps(kept))
     place = Placement(
