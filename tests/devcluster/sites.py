@@ -36,7 +36,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # as a script it does not see `tests`
 
-from tests.devcluster import accounting, places, processes
+from tests.devcluster import accounting, places, processes, releases
 from tests.devcluster.shapes import LUA_MODES, SHAPES, NodeGroup, Shape, mini
 from tests.devcluster.views import CHECKOUT, Host
 
@@ -56,6 +56,8 @@ def why_not(shape: Shape) -> str | None:
     missing = [name for name in wanted if not shutil.which(name, path=PATH)]
     if missing:
         return f"no real Slurm: {', '.join(missing)} missing; `make test` as root on Debian installs it"
+    if shape.release and not releases.is_fetched(shape.release):
+        return f"no Slurm of Debian {shape.release}: `make test` fetches it, where apt has Debian's archive"
     if shape.user and os.geteuid() != 0:
         return f"a Slurm of shape {shape.name} needs root: its jobs run as another user, its nodes have their own /tmp"
     return None
@@ -90,6 +92,10 @@ class Site:
             shutil.chown(directory, self.shape.user)
         return directory
 
+    def search_path(self, own: str) -> str:
+        """Give the PATH of who uses it: where its Slurm is another one than that of this machine, that comes first."""
+        return f"{releases.bin_dir(self.shape.release)}:{own}" if self.shape.release else own
+
     def log(self, name: str) -> str:
         """Give what a daemon has said."""
         path = self.dir / "log" / f"{name}.log"
@@ -101,9 +107,10 @@ class Site:
         """Give the command that runs another one as the site's user, in an environment of its own."""
         shown = {"SLURM_CONF": str(self.conf), **variables}
         if self.shape.user is None:
+            shown = {"PATH": self.search_path(PATH), **shown}
             return ["env", *(f"{key}={value}" for key, value in shown.items()), *words]
         shown = {
-            "PATH": "/usr/local/bin:/usr/bin:/bin",
+            "PATH": self.search_path("/usr/local/bin:/usr/bin:/bin"),
             "HOME": str(self.home),
             "USER": self.shape.user,
             "LOGNAME": self.shape.user,
@@ -154,6 +161,8 @@ class Site:
     def _start_slurmd(self, name: str) -> None:
         if self._daemon(f"slurmd-{name}") is None:
             command = ["slurmd", "-N", name]
+            if self.shape.release:
+                command += ["-d", str(releases.bin_dir(self.shape.release) / "slurmstepd")]
             if self._nodes_are_hosts:
                 command = self._host(name).enter(command, writable=self.dir)
             self.start_daemon(command, SLURMD_NODENAME=name)
@@ -208,8 +217,8 @@ class Site:
 
     def _environ(self, **variables: str) -> dict[str, str]:
         """Give the environment of daemons and of the administrator's commands; by SITE_DIR a daemon is known."""
-        own = {"PATH": PATH, "LANG": "C.UTF-8", "SLURM_CONF": str(self.conf), "SITE_DIR": str(self.dir)}
-        return {**own, **variables}
+        own = {"PATH": self.search_path(PATH), "SLURM_CONF": str(self.conf), "SITE_DIR": str(self.dir)}
+        return {"LANG": "C.UTF-8", **own, **variables}
 
     def start_daemon(self, command: list[str], *, log: Path | None = None, **variables: str) -> None:
         """Start a daemon, which goes into the background by itself."""
