@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 from toolkit.cluster.base import JobState, JobStatus, Node, PartitionLimits
+from toolkit.cluster.marks import find_mark
 
 # Slurm's rarer states, as what they mean to a run.
 # Source: Slurm 22.05, squeue(1), JOB STATE CODES.
@@ -35,6 +36,14 @@ def parse_state(word: str) -> JobState:
     """Read a state; a word that is not known is UNKNOWN."""
     return _STATES.get(word, JobState.UNKNOWN)
 
+
+_OWN = (
+    *(("ArrayJobID", 20), ("State", 24), ("Reason", 80), ("RestartCnt", 12), ("SubmitTime", 24), ("StartTime", 24)),
+    *(("EndTime", 24), ("TimeLimit", 20), ("NodeList", 1024), ("Comment", 512), ("Command", 1024), ("STDOUT", 1024)),
+)
+_CELL_END = "\x1f"  # stands in no path and no comment
+OWN_COLUMNS = ",".join(f"{name}:{width}{_CELL_END}" for name, width in _OWN)
+"""Asked of squeue -O."""
 
 _WORST_FIRST = (
     JobState.RUNNING,
@@ -86,6 +95,40 @@ def parse_job(text: str, *, exit_note: Callable[[Path], str]) -> JobStatus:
         can_requeue=fields.get("Requeue") != "0",
         exclude=tuple(expand_nodes(fields.get("ExcNodeList", ""))),
         time_limit_s=parse_time(fields.get("TimeLimit", "")),
+        mark=find_mark(text),
+        script=fields.get("Command", ""),
+    )
+
+
+def parse_own_jobs(text: str, *, exit_note: Callable[[Path], str]) -> list[JobStatus]:
+    """Read what squeue says of a user's jobs (OWN_COLUMNS); the tasks of an array are one job."""
+    tasks: dict[str, list[JobStatus]] = {}
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.split(_CELL_END)]
+        if len(cells) >= len(_OWN):
+            status = _read_own(cells, exit_note)
+            tasks.setdefault(status.job_id, []).append(status)
+    return [min(several, key=lambda task: _WORST_FIRST.index(task.state)) for several in tasks.values()]
+
+
+def _read_own(cells: Sequence[str], exit_note: Callable[[Path], str]) -> JobStatus:
+    job_id, state, reason, restarts, submitted, start, end, limit, nodes, comment, command, log = cells[: len(_OWN)]
+    parsed, mark = parse_state(state), find_mark(comment)
+    if parsed is JobState.PENDING and restarts not in {"", "0"}:
+        parsed = JobState.REQUEUED
+    return JobStatus(
+        job_id=job_id,
+        state=parsed,
+        reason="" if reason == "None" else reason,
+        nodes=tuple(expand_nodes(nodes)),
+        restarts=int(restarts or 0),
+        submit_time=_timestamp(submitted),
+        start_time=_timestamp(start),
+        end_time=_timestamp(end),
+        exit_note=exit_note(Path(log)) if mark and not parsed.is_live and parsed is not JobState.COMPLETED else "",
+        time_limit_s=parse_time(limit),
+        mark=mark,
+        script=command,
     )
 
 

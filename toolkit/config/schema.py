@@ -278,6 +278,9 @@ class ClusterSection:
     run is submitted, if they do no more than to change the shell's environment."""
     env: dict[str, str] = field(default_factory=dict)
     """Environment variables for every rank. Never a secret: they are written to the script."""
+    pass_env: list[str] = field(default_factory=list)
+    """Variables of the submitting shell that the job gets too: names, or beginnings (NCCL_*). Their values are written
+    nowhere. PATH, modules, conda, keys and addresses (WANDB_*, HF_*, HADOOP_*, proxies) need not be named."""
     sbatch_extra: dict[str, Any] = field(default_factory=dict)
     """Further #SBATCH flags, name without dashes; true for a flag without a value."""
     srun_extra: list[str] = field(default_factory=list)

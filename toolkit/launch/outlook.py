@@ -7,17 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from toolkit.cluster.base import (
-    Cluster,
-    JobSpec,
-    JobState,
-    PartitionLimits,
-    QueuedJob,
-    View,
-    ask_for_gpus,
-    find_partition,
-    make_spec,
-)
+from toolkit.cluster.base import Cluster, JobState, PartitionLimits, QueuedJob, View, ask_for_gpus, find_partition
+from toolkit.cluster.spec import JobSpec, make_spec
 from toolkit.cluster.view import longest_now, nodes_of, plan_starts
 from toolkit.config.schema import ClusterSection
 from toolkit.errors import ClusterError

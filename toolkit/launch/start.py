@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from toolkit.cluster.base import Cluster, JobSpec, View
-from toolkit.cluster.slurm import SilentError
+from toolkit.cluster.base import Cluster, View
+from toolkit.cluster.commands import SilentError
+from toolkit.cluster.spec import JobSpec
 from toolkit.cluster.view import WAITS, plan_starts, read_preempted, read_start
 from toolkit.errors import ClusterError, Problem
 

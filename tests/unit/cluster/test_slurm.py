@@ -4,32 +4,34 @@ from collections.abc import Callable
 from pathlib import Path
 
 from toolkit.cluster.answers import expand_nodes, parse_job, parse_nodes, parse_partitions, parse_time
-from toolkit.cluster.base import Fate, JobSpec, JobState
-from toolkit.cluster.slurm import SlurmCluster, fill_from_environment
-from toolkit.config.schema import ClusterSection
+from toolkit.cluster.base import Fate, JobState
+from toolkit.cluster.slurm import SlurmCluster
+from toolkit.cluster.spec import JobSpec
+
+SPEC = JobSpec(
+    name="pilot",
+    command=("python3", "-m", "toolkit.launch.job", "/runs/my pilot"),
+    work_dir=Path("/runs/my pilot/code"),
+    log_dir=Path("/runs/my pilot/logs"),
+    nodes=8,
+    tasks_per_node=8,
+    gpus_per_node=8,
+    gpu_type="h100",
+    cpus_per_task=12,
+    time_limit_s=86_400,
+    account="physics",
+    partition="gpu",
+    exclude=("node3", "node4"),
+    setup=("module load cuda",),
+    env={"NCCL_DEBUG": "WARN"},
+    sbatch_extra={"exclusive": True},
+    mark="toolkit:abc:1",
+    epilogue=("python3", "-m", "toolkit.launch.after", "/runs/my pilot"),
+)
 
 
 def test_the_job_script_is_the_one_that_was_read(golden: Callable[[str, str], None]) -> None:
-    spec = JobSpec(
-        name="pilot",
-        command=("python3", "-m", "toolkit.launch.job", "/runs/my pilot"),
-        work_dir=Path("/runs/my pilot/code"),
-        log_dir=Path("/runs/my pilot/logs"),
-        nodes=8,
-        tasks_per_node=8,
-        gpus_per_node=8,
-        gpu_type="h100",
-        cpus_per_task=12,
-        time_limit_s=86_400,
-        account="physics",
-        partition="gpu",
-        exclude=("node3", "node4"),
-        setup=("module load cuda",),
-        env={"NCCL_DEBUG": "WARN"},
-        sbatch_extra={"exclusive": True},
-        epilogue=("python3", "-m", "toolkit.launch.after", "/runs/my pilot"),
-    )
-    golden("job.sbatch", SlurmCluster().render(spec))
+    golden("job.sbatch", SlurmCluster().render(SPEC))
 
 
 def test_a_requeued_job_is_told_from_one_that_never_ran() -> None:
@@ -100,9 +102,3 @@ def test_nodes_are_read_with_their_reason() -> None:
     ]  # fmt: skip
     assert [node.name for node in parse_nodes(text, partition="low")] == ["n1"]
     assert len(parse_nodes(text, partition="main")) == 3
-
-
-def test_what_the_shell_says_of_account_and_partition_is_taken_where_nothing_else_is_said() -> None:
-    environ = {"SBATCH_ACCOUNT": "physics", "SBATCH_PARTITION": "low", "SBATCH_QOS": "", "SBATCH_RESERVATION": "mine"}
-    filled = fill_from_environment(ClusterSection(partition="main"), environ)
-    assert (filled.account, filled.partition, filled.qos) == ("physics", "main", None)

@@ -7,8 +7,9 @@ from typing import cast
 
 import pytest
 
-from toolkit.cluster.base import Cluster, JobSpec, View
+from toolkit.cluster.base import Cluster, View
 from toolkit.cluster.slurm import SilentError
+from toolkit.cluster.spec import JobSpec
 from toolkit.cluster.view import WAITS, read_view
 from toolkit.config.schema import ClusterSection
 from toolkit.errors import ClusterError

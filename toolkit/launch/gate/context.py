@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.cluster.base import Cluster, JobSpec, PartitionLimits
-from toolkit.config.schema import RunConfig
+from toolkit.cluster.base import Cluster, PartitionLimits
+from toolkit.cluster.spec import JobSpec
+from toolkit.config.schema import ClusterSection, RunConfig
 from toolkit.errors import Problem
 from toolkit.launch.gate.mounts import Mount
 from toolkit.plan.search import Plan
@@ -23,8 +24,10 @@ class Context:
     spec: JobSpec
     partition: PartitionLimits
     run_dir: RunDir
+    asked: ClusterSection
+    """The job as it was asked for, before the shell and the partition filled what was open."""
     environ: Mapping[str, str]
-    """Of the shell that submits; the job gets it too."""
+    """Of the shell that submits; the job gets a part of it."""
     home: Path
     python: Path
     """The interpreter of every rank."""
