@@ -1,10 +1,11 @@
 """Fixtures and options of all tests."""
 
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+pytest_plugins = ["tests.skips"]
 
 GOLDEN_DIR = Path(__file__).parent / "golden"
 
@@ -25,9 +26,3 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         assert text == path.read_text(encoding="utf-8")
 
     return compare
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    reasons = Counter(str(report.longrepr[2]) for report in terminalreporter.stats.get("skipped", []))
-    for reason, count in reasons.items():
-        terminalreporter.write_line(f"{count} skipped: {reason}")

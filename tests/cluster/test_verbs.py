@@ -128,12 +128,8 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
                 bench.wait(job.name)
 
 
-@pytest.fixture
-def site(bench: Bench, request: pytest.FixtureRequest) -> Site:
-    if not bench.is_slurm:
-        pytest.skip("emulated nodes have no controller of all jobs")
-    found: Site = request.getfixturevalue("slurm")
-    return found
+# emulated nodes have no controller of all jobs, and signal the tasks alone
+ON_SLURM = pytest.mark.parametrize("bench", [pytest.param("slurm", marks=pytest.mark.cluster)], indirect=True)
 
 
 def test_the_epilogue_runs_after_every_end_of_the_tasks_and_decides_the_job(bench: Bench) -> None:
@@ -178,9 +174,8 @@ def test_at_the_time_limit_the_epilogue_has_time_to_requeue_even_when_the_tasks_
     assert bench.until(follower, lambda status: status.state is not JobState.PENDING).nodes == ("node3", "node4")
 
 
+@ON_SLURM
 def test_an_epilogue_that_is_told_to_end_while_it_starts_does_its_work(bench: Bench) -> None:
-    if not bench.is_slurm:
-        pytest.skip("emulated nodes signal the tasks alone")
     job_id = bench.submit("sleep 1")
     bench.wait_for_task(job_id).wait(60)
     while bench.cluster.state(job_id).state.is_live:
@@ -239,33 +234,35 @@ def test_a_preempted_job_is_requeued_by_its_epilogue_within_the_grace_or_by_the_
     assert bench.epilogues(jobs["requeue"])[0][2] == "3"
 
 
-def test_a_requeue_waits_for_a_controller_that_is_down(bench: Bench, site: Site) -> None:
+@ON_SLURM
+def test_a_requeue_waits_for_a_controller_that_is_down(bench: Bench, slurm: Site) -> None:
     go = bench.directory / "go"
     job_id = bench.submit(f"{ONCE}while [ ! -e {go} ]; do sleep 0.1; done; exit 5", verb="requeue")
     bench.wait_for_task(job_id, 1)
-    saved, started = site.dir / "state" / "job_state", time.time()
+    saved, started = slurm.dir / "state" / "job_state", time.time()
     deadline = time.monotonic() + 150
     while saved.stat().st_mtime <= started:  # a controller that crashes before has forgotten the job
         assert time.monotonic() < deadline, "slurmctld does not save its state"
         time.sleep(0.1)
-    site.kill_controller()
+    slurm.kill_controller()
     go.touch()
     log_path = bench.directory / "logs" / f"{job_id}.0" / "epilogue.out"
     while "trying again" not in (log_path.read_text(encoding="utf-8") if log_path.is_file() else ""):
         assert time.monotonic() < deadline, "the epilogue does not ask for the requeue"
         time.sleep(0.1)
-    site.start_controller()
+    slurm.start_controller()
     status = bench.wait(job_id)
     assert (status.state, status.restarts) == (JobState.COMPLETED, 1)
 
 
-def test_a_silent_controller_is_given_up_after_the_patience(bench: Bench, site: Site) -> None:
-    site.kill_controller()
+@ON_SLURM
+def test_a_silent_controller_is_given_up_after_the_patience(bench: Bench, slurm: Site) -> None:
+    slurm.kill_controller()
     try:
         with pytest.raises(ClusterError, match="Unable to contact"):
             SlurmCluster(patience_s=0).nodes(None)
     finally:
-        site.start_controller()
+        slurm.start_controller()
 
 
 def test_a_job_that_may_not_be_requeued_is_known_and_refused(bench: Bench) -> None:

@@ -28,7 +28,7 @@ def is_alive(pid: int) -> bool:
 def sees(pid: int, hosts_files: Iterable[Path]) -> bool:
     """Say whether one of these files is the process's /etc/hosts."""
     with contextlib.suppress(OSError):
-        found = Path(f"/proc/{pid}/root/etc/hosts").stat()
+        found = Path("/proc", str(pid), "root", "etc", "hosts").stat()
         return any(os.path.samestat(found, path.stat()) for path in hosts_files)
     return False
 

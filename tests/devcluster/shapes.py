@@ -123,8 +123,6 @@ _ACCT = Shape(
         "AccountingStorageTRES": "gres/gpu,gres/gpu:h100,gres/gpu:a100",
         "JobRequeue": 1,
         "KillWait": 10,
-        "SlurmdTimeout": 20,
-        "SlurmctldTimeout": 30,
     },
     partitions=(
         "cpuq Nodes=cpu[1-2] MaxTime=08:00:00 DefaultTime=00:10:00",
@@ -167,8 +165,6 @@ _STRICT = Shape(
         "MaxJobCount": 10,
         "PreemptType": "preempt/partition_prio",
         "PreemptMode": "CANCEL",
-        "SlurmdTimeout": 20,
-        "SlurmctldTimeout": 30,
     },
     partitions=(
         "batch Nodes=n[1-4] Default=YES MaxTime=04:00:00 DefaultTime=00:05:00 PriorityTier=1 DefMemPerCPU=8000",
@@ -187,8 +183,6 @@ _LUA = Shape(
         "MinJobAge": 5,
         "MaxArraySize": 4,
         "MaxJobCount": 12,
-        "SlurmdTimeout": 20,
-        "SlurmctldTimeout": 30,
     },
     partitions=("batch Nodes=n[1-4] Default=YES MaxTime=04:00:00 DefaultTime=00:05:00 DefMemPerCPU=8000",),
 )
