@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from toolkit.cluster.accounting import Accounting
-from toolkit.cluster.base import Cluster, PartitionLimits, View
+from toolkit.cluster.base import Cluster, View
 from toolkit.cluster.local import LocalCluster
+from toolkit.cluster.partitions import PartitionLimits
 from toolkit.cluster.spec import JobSpec
 from toolkit.config.load import load_config
 from toolkit.launch.gate.context import Context

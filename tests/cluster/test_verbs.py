@@ -46,7 +46,7 @@ if verb == "exit 9":
 if verb == "requeue" and not os.environ.get("SLURM_RESTART_COUNT"):
     cluster.requeue(job_id)
     time.sleep(60)  # whoever ends first would complete the job, if the requeue did not count
-if verb == "follow":
+if verb == "follow" and not Path(directory, "followers").exists():  # its follower is cancelled at the end
     first = cluster.follow_up(job_id, script_path=Path(directory, "job.sh"), exclude=[os.environ["SLURMD_NODENAME"]],
                               mark="toolkit:bench:after-" + job_id, pass_env=())
     again = cluster.follow_up(job_id, script_path=Path(directory, "job.sh"), exclude=[],

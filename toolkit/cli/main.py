@@ -189,14 +189,19 @@ def _job_settings(asked: argparse.Namespace) -> list[str]:
 
 
 def _submit(asked: argparse.Namespace) -> None:
-    _hand_in(submit.prepare_request(_load(asked), _site(), accept=asked.accept), asked)
+    _hand_in(_prepare(_load(asked), asked), asked)
+
+
+def _prepare(loaded: Loaded, asked: argparse.Namespace) -> submit.Request:
+    num_rehearsals = int(asked.rehearse and asked.on_cluster)
+    return submit.prepare_request(loaded, _site(), accept=asked.accept, num_rehearsals=num_rehearsals)
 
 
 def _resume(asked: argparse.Namespace) -> None:
     run_dir = _find(asked)
     settings = [*asked.settings, *_job_settings(asked)]
     loaded = load_asked(run_dir, settings)
-    _hand_in(submit.prepare_request(loaded, _site(), accept=asked.accept), asked)
+    _hand_in(_prepare(loaded, asked), asked)
 
 
 def _hand_in(request: submit.Request, asked: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""What Slurm's commands say, read: jobs, nodes, partitions. Pure, but for the log that names a failed task.
+"""What Slurm's commands say of jobs, read. Pure, but for the log that names a failed task.
 
 Source: Slurm 22.05, scontrol(1), sinfo(1), squeue(1).
 """
@@ -9,7 +9,8 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-from toolkit.cluster.base import JobState, JobStatus, Node, PartitionLimits
+from toolkit.cluster.base import JobState, JobStatus
+from toolkit.cluster.hostlist import expand_nodes
 from toolkit.cluster.marks import find_mark
 
 # Slurm's rarer states, as what they mean to a run.
@@ -154,61 +155,9 @@ def read_exit_note(batch_log: Path) -> str:
     return f"rank {matches[0][1]} on {matches[0][0]}: {matches[0][2]}" if matches else ""
 
 
-def expand_nodes(text: str) -> list[str]:
-    """Expand Slurm's short form: `node[1-2,5],head` -> node1, node2, node5, head."""
-    if text in ("", "(null)"):
-        return []
-    nodes = []
-    for name, inside in re.findall(r"([^,\[\]]+)(?:\[([^\]]*)\])?", text):
-        for piece in inside.split(",") if inside else [""]:
-            first, _, last = piece.partition("-")
-            numbers = range(int(first), int(last or first) + 1) if first else [None]
-            nodes += [name if n is None else f"{name}{n:0{len(first)}d}" for n in numbers]
-    return nodes
-
-
-def parse_nodes(text: str, *, partition: str | None) -> list[Node]:
-    """Read `sinfo -N` lines: partition, node, state, reason; of the default partition where none is named."""
-    nodes = []
-    for line in text.splitlines():
-        label, name, state, reason = line.strip().split("|", 3)
-        wanted = label.endswith("*") if partition is None else label.rstrip("*") == partition
-        if wanted:
-            reason = "" if reason == "none" else reason
-            nodes.append(Node(name=name, state=state, reason=reason, is_usable=is_usable(state)))
-    return nodes
-
-
 def is_usable(state: str) -> bool:
     """Tell whether jobs may be placed on a node in this state; `*` marks one that does not answer."""
     return re.match(r"(down|drain|fail|unk|maint|inval|error)|.*\*$", state) is None
-
-
-def parse_partitions(text: str) -> list[PartitionLimits]:
-    """Read `sinfo -N` lines: partition, node, state, gres, cpus, memory, limit, default time."""
-    rows: dict[str, list[list[str]]] = {}
-    for line in text.splitlines():
-        fields = line.strip().split("|")
-        rows.setdefault(fields[0], []).append(fields)
-    found = [_partition(name, nodes) for name, nodes in rows.items()]
-    return sorted(found, key=lambda limits: not limits.is_default)
-
-
-def _partition(name: str, nodes: Sequence[Sequence[str]]) -> PartitionLimits:
-    usable = [row for row in nodes if is_usable(row[2])]
-    gres = re.search(r"gpu:(?:([^:(,]+):)?(\d+)", nodes[0][3])
-    return PartitionLimits(
-        name=name.rstrip("*"),
-        is_default=name.endswith("*"),
-        max_time_s=parse_time(nodes[0][6]),
-        default_time_s=parse_time(nodes[0][7]),
-        num_nodes=len(nodes),
-        nodes_usable=len(usable),
-        cpus_per_node=min(int(row[4].rstrip("+")) for row in nodes),
-        mem_per_node_mib=min(int(row[5].rstrip("+")) for row in nodes),
-        gpus_per_node=int(gres[2]) if gres else 0,
-        gpu_type=gres[1] if gres and gres[1] else None,
-    )
 
 
 def parse_time(text: str) -> int | None:

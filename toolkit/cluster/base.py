@@ -3,14 +3,13 @@
 import enum
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from toolkit.cluster.accounting import Accounting
+from toolkit.cluster.partitions import Node, NodeLoad, PartitionLimits
 from toolkit.cluster.spec import JobSpec
-from toolkit.config.schema import ClusterSection
-from toolkit.errors import ClusterError
 
 NEVER_STARTS = "DependencyNeverSatisfied"
 """Slurm's reason for a job that depends on one that failed."""
@@ -99,65 +98,6 @@ class JobStatus:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Node:
-    """A node of a partition, as the scheduler sees it."""
-
-    name: str
-    state: str
-    """The scheduler's word: idle, allocated, drained, ..."""
-    reason: str
-    """Why it is out of use; empty where nobody said."""
-    is_usable: bool
-    """Whether jobs may be placed on it, now or after others."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PartitionLimits:
-    """What a partition gives."""
-
-    name: str
-    is_default: bool
-    max_time_s: int | None
-    """None: no limit."""
-    default_time_s: int | None
-    num_nodes: int
-    """Nodes of the partition, whatever their state."""
-    nodes_usable: int
-    """Of those, nodes that are not down or drained."""
-    cpus_per_node: int
-    mem_per_node_mib: int
-    gpus_per_node: int
-    gpu_type: str | None
-    is_up: bool = True
-    """Whether jobs of this partition start; a closed one may still take them."""
-    max_nodes: int | None = None
-    """Most nodes of one job; None: no limit."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NodeLoad:
-    """What a node is doing. Times are Unix seconds."""
-
-    name: str
-    partitions: tuple[str, ...]
-    state: str
-    """The scheduler's word."""
-    is_usable: bool
-    is_free: bool
-    """Whether nothing runs on it and a job may have all of it now."""
-    reason: str
-    """Why it is out of use; empty where nobody said."""
-    reason_by: str
-    since: float | None
-    """When the reason was given; None: there is none."""
-    cpus: int
-    cpus_used: int
-    gpus: int
-    gpus_used: int
-    gpu_type: str | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class QueuedJob:
     """A job that runs or waits. Times are Unix seconds."""
 
@@ -190,6 +130,8 @@ class Reservation:
     start_time: float
     end_time: float
     nodes: tuple[str, ...]
+    partition: str = ""
+    """Jobs of other ones do not get it; empty: of any."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -207,6 +149,10 @@ class View:
     jobs: tuple[QueuedJob, ...]
     """Those that run, the next to end first; then those that wait, the next in the queue first."""
     reservations: tuple[Reservation, ...]
+    num_jobs: int = 0
+    """Jobs that the scheduler keeps, with those that ended a moment ago; not those that it does not show."""
+    max_jobs: int | None = None
+    """Most jobs that it keeps; None: unknown."""
 
 
 class Cluster(Protocol):
@@ -293,26 +239,3 @@ def check_signal(name: str) -> None:
     """Refuse what would not reach the tasks as a signal."""
     assert f"SIG{name}" in signal.Signals.__members__, f"there is no signal {name}"
     assert name != "KILL", "Slurm takes SIGKILL to a job for a cancel"
-
-
-def find_partition(limits: Sequence[PartitionLimits], name: str | None) -> PartitionLimits:
-    """Choose a partition by name; None: the default one.
-
-    Raises:
-        ClusterError: there is none of that name.
-    """
-    found = next((one for one in limits if name in {None, one.name}), None)
-    if found is None:
-        names = ", ".join(one.name for one in limits) or "none"
-        raise ClusterError(f"there is no partition {name!r}\n  there are: {names}\n  set --partition")
-    return found
-
-
-def ask_for_gpus(spec: JobSpec, section: ClusterSection, partition: "PartitionLimits") -> JobSpec:
-    """Ask for the GPUs of a filled section where the partition has any."""
-    assert section.gpus_per_node is not None, "cluster.gpus_per_node is not resolved"
-    if not partition.gpus_per_node:
-        return spec
-    # a name that only the planner knows (h100 for nvidia_h100_80gb) would be refused
-    gpu_type = section.gpu_type if section.gpu_type == partition.gpu_type else None
-    return replace(spec, gpus_per_node=section.gpus_per_node, gpu_type=gpu_type)

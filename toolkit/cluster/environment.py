@@ -20,6 +20,7 @@ HONOURED = {
     "account": "SBATCH_ACCOUNT",
     "qos": "SBATCH_QOS",
     "partition": "SBATCH_PARTITION",
+    "reservation": "SBATCH_RESERVATION",
 }
 """Keys of the cluster section that a variable of the shell fills where they are open."""
 
@@ -48,7 +49,7 @@ _OF_RANKS = (
 
 
 def fill_from_environment(section: ClusterSection, environ: Mapping[str, str]) -> ClusterSection:
-    """Take what is open of account, QOS and partition from where sbatch would take it.
+    """Take what is open of account, QOS, partition and reservation from where sbatch would take it.
 
     The script has to say it: a job that goes on inside another one no longer sees these variables.
     """

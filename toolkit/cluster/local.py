@@ -21,8 +21,9 @@ from typing import Any
 import psutil
 
 from toolkit import storage
-from toolkit.cluster.base import JobState, JobStatus, Node, NodeLoad, PartitionLimits, QueuedJob, View, check_signal
+from toolkit.cluster.base import JobState, JobStatus, QueuedJob, View, check_signal
 from toolkit.cluster.environment import environ_for_job
+from toolkit.cluster.partitions import GpuGroup, Node, NodeLoad, PartitionLimits
 from toolkit.cluster.spec import JobSpec
 from toolkit.errors import ClusterError
 
@@ -295,9 +296,8 @@ def _emulated_load(node: Node, limits: PartitionLimits) -> NodeLoad:
         since=None,
         cpus=limits.cpus_per_node,
         cpus_used=0,
-        gpus=limits.gpus_per_node,
-        gpus_used=0,
-        gpu_type=limits.gpu_type,
+        mem_mib=limits.mem_per_node_mib,
+        gpu_groups=(GpuGroup(type=None, count=limits.gpus_per_node),) if limits.gpus_per_node else (),
     )
 
 

@@ -1,13 +1,12 @@
-"""Slurm: the job script by submitit's renderer, the verbs by Slurm's own commands.
+"""Slurm: the verbs by its own commands.
 
-submitit's executor would pickle the function and refuses to exist without srun, so a dry run on a laptop
-could not show the script; its renderer is pure. It leaves out --requeue, --kill-on-bad-exit, the CPUs of
-srun and --chdir. States are read from scontrol: without accounting sacct, which submitit asks, knows none.
+States are read from scontrol: without accounting sacct, which submitit asks, knows none.
 
-Source: submitit 1.5.4, slurm/slurm.py; Slurm 22.05.
+Source: Slurm 22.05.
 """
 
 import getpass
+import grp
 import logging
 import os
 import re
@@ -16,26 +15,22 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from toolkit import storage
 from toolkit.cluster.accounting import ASSOCIATION_COLUMNS, QOS_COLUMNS, Accounting, read_accounting
-from toolkit.cluster.answers import (
-    OWN_COLUMNS,
-    expand_nodes,
-    parse_jobs,
-    parse_nodes,
-    parse_own_jobs,
-    parse_partitions,
-    parse_state,
-    read_exit_note,
-)
-from toolkit.cluster.base import JobState, JobStatus, Node, PartitionLimits, View, check_signal
+from toolkit.cluster.answers import OWN_COLUMNS, parse_jobs, parse_own_jobs, parse_state, read_exit_note
+from toolkit.cluster.base import JobState, JobStatus, View, check_signal
 from toolkit.cluster.commands import SilentError, UndecidedError, call, run_command
 from toolkit.cluster.environment import environ_for_job
+from toolkit.cluster.hostlist import expand_nodes, shorten_nodes
+from toolkit.cluster.inventory import NODE_COLUMNS, read_inventory
 from toolkit.cluster.marks import write_comment
+from toolkit.cluster.partitions import Node, NodeLoad, PartitionLimits, find_partition
+from toolkit.cluster.script import render_script
 from toolkit.cluster.spec import JobSpec
-from toolkit.cluster.view import JOB_COLUMNS, LIVE_STATES, NODE_COLUMNS, read_view
+from toolkit.cluster.view import JOB_COLUMNS, read_view
 from toolkit.errors import ClusterError
 
 log = logging.getLogger(__name__)
@@ -43,9 +38,10 @@ log = logging.getLogger(__name__)
 PATIENCE_S = 10.0
 ANSWER_S = 60.0
 _DATABASE_S = 2.0
-_RANK_LOG = "@RANK_LOG@"
 _LOOK_AGAIN_S = 3.0
 """An order whose answer was lost may still lie in the controller's queue: so long, it is not given again."""
+_SETTINGS = (["scontrol", "show", "partition", "--all", "-o"], ["scontrol", "show", "config"])
+_NODES = ["sinfo", "--all", "-h", "-N", "-O", NODE_COLUMNS]
 
 
 class SlurmCluster:
@@ -60,43 +56,14 @@ class SlurmCluster:
 
     def __init__(self, *, patience_s: float = PATIENCE_S, answer_s: float = ANSWER_S) -> None:
         self.patience_s, self.answer_s = patience_s, answer_s
+        self._settings: tuple[str, ...] = ()
+        """What Slurm said of partitions and configuration, which its administrators change: asked once."""
+        self._nodes: tuple[NodeLoad, ...] = ()
+        """As they were read last."""
 
     def render(self, spec: JobSpec) -> str:
         """Write the batch script."""
-        # deferred: costs 0.13 s, and most verbs do without
-        from submitit.slurm.slurm import _make_sbatch_string  # noqa: PLC0415
-
-        text: str = _make_sbatch_string(
-            command=spec.command_line,
-            folder=spec.log_dir,
-            job_name=spec.name,
-            partition=spec.partition,
-            time=_minutes(spec.time_limit_s),
-            nodes=spec.nodes,
-            ntasks_per_node=spec.tasks_per_node,
-            cpus_per_task=spec.cpus_per_task,
-            qos=spec.qos,
-            account=spec.account,
-            constraint=spec.constraint,
-            exclude=",".join(spec.exclude) or None,
-            dependency=spec.dependency,
-            mem=spec.mem_per_node,
-            signal_delay_s=spec.signal_delay_s,
-            wckey=None,
-            stderr_to_stdout=True,
-            setup=_setup(spec),
-            additional_parameters=_parameters(spec),
-            srun_args=[
-                f"--kill-on-bad-exit={0 if spec.epilogue else 1}",
-                "--wait=60",
-                "--output",
-                _RANK_LOG,
-                *spec.srun_extra,
-            ],
-        )
-        # srun's file names know the job's id but not how often it was requeued; submitit quotes variables.
-        logs = _attempt_logs(spec)
-        return _add_epilogue(text.replace(_RANK_LOG, f"{logs}/%t.out"), spec, log=f"{logs}/epilogue.out")
+        return render_script(spec)
 
     def submit(self, spec: JobSpec, *, script_path: Path) -> str:
         """Hand the script to sbatch."""
@@ -131,8 +98,9 @@ class SlurmCluster:
 
     def identify(self) -> str:
         """Read the cluster's name."""
-        config = self._call(["scontrol", "show", "config"], act="read the name of the cluster")
-        found = re.search(r"^ClusterName\s*=\s*(\S+)", config, flags=re.MULTILINE)
+        if not self._settings:
+            self._ask_at_once([], act="read the name of the cluster")
+        found = re.search(r"^ClusterName\s*=\s*(\S+)", self._settings[1], flags=re.MULTILINE)
         return found[1] if found else ""
 
     def mark(self, job_id: str, mark: str) -> None:
@@ -150,7 +118,7 @@ class SlurmCluster:
         own = _read_flag(script, "exclude")
         nodes = dict.fromkeys([*expand_nodes(own), *exclude])
         flags = [f"--dependency=afterany:{job_id}", f"--comment={write_comment(_read_flag(script, 'comment'), mark)}"]
-        flags += [f"--exclude={','.join(nodes)}"] if nodes else []
+        flags += [f"--exclude={shorten_nodes(nodes)}"] if nodes else []
         environ = environ_for_job(os.environ, pass_env=pass_env)
         return self._hand_in([*flags, str(script_path)], act=f"follow job {job_id}", mark=mark, environ=environ)
 
@@ -228,25 +196,55 @@ class SlurmCluster:
 
     def limits(self) -> list[PartitionLimits]:
         """Read the partitions, the default one first."""
-        text = self._call(["sinfo", "-h", "-N", "-o", "%P|%N|%T|%G|%c|%m|%l|%L"], act="read the partitions")
-        return parse_partitions(text)
+        nodes, *_ = self._ask_at_once([_NODES], act="read the partitions")
+        return list(self._read_inventory(nodes)[0])
 
     def nodes(self, partition: str | None) -> list[Node]:
-        """Read the nodes of a partition."""
-        text = self._call(["sinfo", "-h", "-N", "-o", "%P|%N|%T|%E"], act="read the nodes")
-        return parse_nodes(text, partition=partition)
+        """Read the nodes of a partition, or of several with commas."""
+        wanted = find_partition(self.limits(), partition)
+        return [
+            Node(name=node.name, state=node.state, reason=node.reason, is_usable=node.is_usable)
+            for node in wanted.nodes
+        ]
 
     def look(self) -> View:
-        """Read everything with three commands at once."""
+        """Read everything at once."""
         commands = [
-            ["sinfo", "-h", "-N", "-O", NODE_COLUMNS],
-            ["squeue", "-h", "-t", LIVE_STATES, "-o", JOB_COLUMNS],
+            _NODES,
+            # all states: the controller sends every job anyway, and keeps a number of them at most
+            ["squeue", "-h", "-t", "all", "-o", JOB_COLUMNS],
             ["scontrol", "show", "reservation", "-o"],
         ]
-        with ThreadPoolExecutor(len(commands)) as threads:
-            calls = [threads.submit(self._call, words, act="show the cluster") for words in commands]
-            nodes, jobs, reservations = (call.result() for call in calls)
-        return read_view(nodes, jobs, reservations, now=time.time())
+        nodes, jobs, reservations = self._ask_at_once(commands, act="show the cluster")
+        config = self._settings[1]
+        return read_view(self._read_inventory(nodes), jobs or "", reservations or "", config=config, now=time.time())
+
+    def _ask_at_once(self, commands: Sequence[Sequence[str]], *, act: str) -> list[str | None]:
+        """Run commands beside each other, with those that read what the site has set, once; None: it is not shown."""
+        missing = [] if self._settings else list(_SETTINGS)
+        with ThreadPoolExecutor(len(commands) + len(_SETTINGS)) as threads:
+            calls = [threads.submit(self._ask_if_shown, words, act=act) for words in [*missing, *commands]]
+            said = [call.result() for call in calls]
+        if missing:
+            self._settings = (said[0] or "", said[1] or "")
+        return said[len(missing) :]
+
+    def _ask_if_shown(self, words: Sequence[str], *, act: str) -> str | None:
+        """Ask for what a site may hide from its users (PrivateData)."""
+        try:
+            return self._call(words, act=act)
+        except SilentError:
+            raise
+        except ClusterError as error:
+            if "denied" not in str(error):
+                raise
+            return None
+
+    def _read_inventory(self, nodes: str | None) -> tuple[tuple[PartitionLimits, ...], tuple[NodeLoad, ...]]:
+        partitions, config = self._settings
+        found = read_inventory(partitions, nodes, config=config, groups=_read_groups())
+        self._nodes = found[1]
+        return found
 
     def accounting(self) -> Accounting | None:
         """Ask the controller for limits and use, and sacctmgr, where it answers, for what users may have of a QOS."""
@@ -255,13 +253,14 @@ class SlurmCluster:
             f"show qos format={','.join(QOS_COLUMNS)}",
             f"show assoc user={user} format={','.join(ASSOCIATION_COLUMNS)}",
         ]
-        with ThreadPoolExecutor(4) as threads:
-            config = threads.submit(self._call, ["scontrol", "show", "config"], act=act)
+        if not self._settings:
+            self._ask_at_once([], act=act)
+        with ThreadPoolExecutor(3) as threads:
             words = ["scontrol", "show", "assoc_mgr", f"users={user}", "flags=assoc,qos", "-o"]
             limits = threads.submit(self._call, words, act=act)
             rows = [threads.submit(self._ask_database, words.split()) for words in asked]
             return read_accounting(
-                config.result(),
+                self._settings[1],
                 limits.result(),
                 qos_rows=rows[0].result(),
                 association_rows=rows[1].result(),
@@ -276,9 +275,11 @@ class SlurmCluster:
 
     def runs_here(self, partition: str) -> bool:
         """Compare the addresses of the nodes with this machine's."""
-        text = self._call(["sinfo", "-h", "-N", "-p", partition, "-o", "%o"], act="read the addresses of nodes")
         own = {"localhost", "::1", socket.gethostname(), socket.gethostname().partition(".")[0]}
-        return all(address in own or address.startswith("127.") for address in text.split())
+        if not self._nodes:
+            self.limits()
+        nodes = [node for node in self._nodes if set(partition.split(",")).intersection(node.partitions)]
+        return bool(nodes) and all(node.address in own or node.address.startswith("127.") for node in nodes)
 
     def _state_by_accounting(self, job_id: str) -> JobStatus:
         said = run_command(["sacct", "-n", "-X", "-P", "-j", job_id, "-o", "State,End"], timeout_s=_DATABASE_S)
@@ -313,45 +314,12 @@ def _read_flag(script: str, name: str) -> str:
     return shlex.split(found[1])[0] if found else ""
 
 
-def _add_epilogue(text: str, spec: JobSpec, *, log: str) -> str:
-    """Let srun's end not be the script's, and run what comes after it."""
-    if not spec.epilogue:
-        return text
-    head, mark, srun = text.rpartition("\nsrun ")
-    assert mark, "submitit's script has no srun line"
-    after = f'{spec.epilogue_line} "$code" >>{log} 2>&1'
-    return f"{head}\nsource sbatch/tasks.sh\nrun_tasks srun {srun.rstrip()}\n\n# epilogue\n{after}\n"
-
-
-def _parameters(spec: JobSpec) -> dict[str, object]:
-    parameters: dict[str, object] = {
-        "chdir": spec.work_dir,
-        "requeue" if spec.requeue else "no-requeue": True,
-        "output": f"{spec.log_dir}/{'%A_%a' if spec.array else '%j'}.batch.out",
-    }
-    if spec.array:
-        parameters["array"] = ",".join(map(str, spec.array))
-    if spec.dependency:
-        parameters["kill-on-invalid-dep"] = "yes"
-    if spec.gpus_per_node:
-        kind = f"{spec.gpu_type}:" if spec.gpu_type else ""
-        parameters["gpus-per-node"] = f"{kind}{spec.gpus_per_node}"
-    flags = {**parameters, **spec.sbatch_extra}
-    if spec.mark:
-        flags["comment"] = write_comment(str(spec.sbatch_extra.get("comment") or ""), spec.mark)
-    return flags
-
-
-def _setup(spec: JobSpec) -> list[str]:
-    exports = [f"export {name}={shlex.quote(value)}" for name, value in spec.env.items()]
-    # -u comes after the site's lines: the scripts behind `module` read variables that are not set
-    lines = ["set -u", "source sbatch/env.sh", f"mkdir -p {_attempt_logs(spec)}"]
-    return ["set -eo pipefail", *exports, *spec.setup, *lines]
-
-
-def _attempt_logs(spec: JobSpec) -> str:
-    return f'{shlex.quote(str(spec.log_dir))}/"$TOOLKIT_ATTEMPT"'
-
-
-def _minutes(seconds: int | None) -> int | None:
-    return None if seconds is None else max(1, -(-seconds // 60))
+def _read_groups() -> list[str]:
+    """Name the groups of this user; of root, whom Slurm lets in everywhere, none."""
+    if os.getuid() == 0:
+        return []
+    names = []
+    for number in {os.getgid(), *os.getgroups()}:
+        with suppress(KeyError):  # it has no name
+            names.append(grp.getgrgid(number).gr_name)
+    return names

@@ -2,10 +2,12 @@
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from toolkit.cluster.hostlist import expand_nodes
+from toolkit.cluster.partitions import PartitionLimits
 from toolkit.config.schema import ClusterSection
 
 ARRAY_TASK = "@ARRAY_TASK@"
@@ -28,12 +30,16 @@ class JobSpec:
     """GPUs asked for on each node; 0 asks for none (ranks on CPU)."""
     cpus_per_task: int | None = None
     time_limit_s: int | None = None
+    """None: it asks for no limit."""
     signal_delay_s: int = 120
     """SIGUSR2 reaches every task about this long before the time limit."""
     requeue: bool = True
+    """Whether Slurm may start it again under its number; where not, the run goes on in another job."""
     partition: str | None = None
+    """Several with commas: it runs in one of them."""
     account: str | None = None
     qos: str | None = None
+    reservation: str | None = None
     constraint: str | None = None
     exclude: tuple[str, ...] = ()
     gpu_type: str | None = None
@@ -47,6 +53,7 @@ class JobSpec:
     mark: str = ""
     """Written to its comment, where it is found again: see marks.py; empty: it is not looked for."""
     sbatch_extra: Mapping[str, Any] = field(default_factory=dict)
+    """Flags that are added or take the place of ours; None or False takes one away."""
     srun_extra: tuple[str, ...] = ()
     dependency: str | None = None
     """Slurm's words: `afterok:7` starts the job when job 7 has COMPLETED, and cancels it when that cannot be."""
@@ -98,11 +105,13 @@ def make_spec(
         cpus_per_task=section.cpus_per_task,
         time_limit_s=section.time_limit,
         signal_delay_s=section.signal_delay_s,
+        requeue=section.requeue,
         partition=section.partition,
         account=section.account,
         qos=section.qos,
+        reservation=section.reservation,
         constraint=section.constraint,
-        exclude=tuple(section.exclude),
+        exclude=tuple(expand_nodes(",".join(section.exclude))),
         mem_per_node=section.mem_per_node,
         setup=tuple(section.setup),
         env=section.env,
@@ -110,3 +119,12 @@ def make_spec(
         sbatch_extra=section.sbatch_extra,
         srun_extra=tuple(section.srun_extra),
     )
+
+
+def ask_for_gpus(spec: JobSpec, section: ClusterSection, partition: PartitionLimits) -> JobSpec:
+    """Ask for the GPUs of a filled section where the partition, as far as the job gets it, has any."""
+    assert section.gpus_per_node is not None, "cluster.gpus_per_node is not resolved"
+    if not partition.gpus_per_node:
+        return spec
+    # by Slurm's name: one that only the planner knows (h100 for nvidia_h100_80gb) would be refused
+    return replace(spec, gpus_per_node=section.gpus_per_node, gpu_type=partition.gpu_type)

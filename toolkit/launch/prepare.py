@@ -17,10 +17,11 @@ from typing import Any
 import xxhash
 
 from toolkit import storage
-from toolkit.cluster.base import Cluster, PartitionLimits, find_partition
+from toolkit.cluster.base import Cluster
 from toolkit.cluster.choose import open_cluster
 from toolkit.cluster.environment import fill_from_environment
 from toolkit.cluster.marks import follower_mark, owner_of
+from toolkit.cluster.partitions import PartitionLimits, find_partition
 from toolkit.cluster.spec import ARRAY_TASK, JobSpec, make_spec
 from toolkit.config.load import find_profile, load_config
 from toolkit.config.schema import ClusterSection, DataSection
@@ -81,11 +82,11 @@ def plan_jobs(
         asked: what to make.
         out: directory or URL of the dataset.
         root: directory of runs, which all nodes see.
-        num_tasks: tasks of the array; the dataset does not depend on it.
+        num_tasks: most tasks of the array; the dataset does not depend on it, so a cluster may set a lower limit.
         section: account, environment and the like.
         partition: where they run.
     """
-    name = Path(out.rstrip("/")).name
+    name, num_tasks = Path(out.rstrip("/")).name, choose_num_tasks(num_tasks, partition)
     jobs_dir = root.absolute() / ".prepare" / f"{name}-{xxhash.xxh3_64_hexdigest(out.encode())[:8]}"
     part = ("--task", ARRAY_TASK, "--num-tasks", str(num_tasks))
     share = make_spec(
@@ -104,6 +105,11 @@ def plan_jobs(
     return PreparationJobs(asked=asked, out=out, jobs_dir=jobs_dir, num_tasks=num_tasks, share=share, merge=merge)
 
 
+def choose_num_tasks(wanted: int, partition: PartitionLimits) -> int:
+    """Choose the tasks of the array: not more than one may have here."""
+    return min(wanted, partition.max_array_tasks or wanted)
+
+
 def hand_in(asked: Preparation, *, out: str, num_tasks: int) -> dict[str, Any]:
     """Make a dataset by jobs of this machine's cluster, as the site profile says; emulated where there is none.
 
@@ -115,13 +121,14 @@ def hand_in(asked: Preparation, *, out: str, num_tasks: int) -> dict[str, Any]:
     root = Path(cfg.run.root).absolute()
     cluster = open_cluster(cfg.cluster.scheduler, state_dir=root / ".cluster")
     section = fill_from_environment(cfg.cluster, os.environ) if cluster.name == "slurm" else cfg.cluster
+    partition = find_partition(cluster.limits(), section.partition)
     jobs = plan_jobs(
         replace(asked, inputs=tuple(map(storage.make_absolute, asked.inputs))),
         out=storage.make_absolute(out),
         root=root,
         num_tasks=num_tasks,
-        section=section,
-        partition=find_partition(cluster.limits(), section.partition),
+        section=section if partition.is_default else replace(section, partition=partition.name),
+        partition=partition,
     )
     job_id = submit_jobs(jobs, cluster)
     return {"dataset": jobs.out, "last_job": job_id or "none: it stands", "scripts_and_logs": str(jobs.jobs_dir)}

@@ -156,7 +156,7 @@ def plan_on_cluster(cfg: RunConfig, spec: JobSpec, cluster: Cluster) -> Rehearsa
         time_limit_s=limit_s,
         signal_delay_s=small.cluster.signal_delay_s,
     )
-    _, refusal = ask_whether(cluster, own)
+    _, refusal = ask_whether(cluster, own, cluster.look())
     if refusal:
         must = "the rehearsal asks for the same as the run, with fewer nodes and less time"
         raise RefusedError([Problem(f"its rehearsal: {refusal}", must, "rehearse here: leave out --on-cluster")])

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from toolkit import storage
-from toolkit.cluster.base import Cluster, PartitionLimits, ask_for_gpus, find_partition
+from toolkit.cluster.base import Cluster
 from toolkit.cluster.choose import open_cluster
 from toolkit.cluster.environment import fill_from_environment
-from toolkit.cluster.spec import JobSpec, make_spec
+from toolkit.cluster.partitions import PartitionLimits, find_partition
+from toolkit.cluster.spec import JobSpec, ask_for_gpus, make_spec
 from toolkit.config.check import check_config
 from toolkit.config.load import COMMAND_LINE, Loaded
 from toolkit.config.schema import ClusterSection, RunConfig
@@ -20,6 +21,7 @@ from toolkit.launch.expected import Expected, expect, name_device
 from toolkit.launch.gate.checks import raise_refusals, refuse_unknown, run_checks
 from toolkit.launch.gate.context import Context
 from toolkit.launch.gate.finding import Finding
+from toolkit.launch.gate.host import ask_for_memory
 from toolkit.launch.gate.mistakes import check_partition, refuse_foreign_checkpoint
 from toolkit.launch.gate.mounts import MOUNT_TABLE, read_mounts
 from toolkit.launch.halt import refuse_live
@@ -27,6 +29,7 @@ from toolkit.launch.identity import original_of, refuse_shared_checkpoints
 from toolkit.launch.jobs import state_dir
 from toolkit.launch.ledger import JobRecord, find_job_record, read_attempts
 from toolkit.launch.nodes import NodeLedger, choose_exclusions
+from toolkit.launch.placement import fill_section, place
 from toolkit.launch.planning import Site
 from toolkit.launch.prepare import PreparationJobs, ask_for, name_dataset, plan_jobs, stands
 from toolkit.launch.rehearsal import Rehearsal
@@ -66,13 +69,14 @@ class Request:
         return original_of(self.run_dir)
 
 
-def prepare_request(loaded: Loaded, site: Site, *, accept: Sequence[str] = ()) -> Request:
+def prepare_request(loaded: Loaded, site: Site, *, accept: Sequence[str] = (), num_rehearsals: int = 0) -> Request:
     """Check everything and plan the run; writes nothing.
 
     Args:
         loaded: the configuration.
         site: what the site knows of its devices and of earlier runs.
         accept: names of checks whose refusals are overridden.
+        num_rehearsals: jobs of a rehearsal that will be handed in before the run.
 
     Raises:
         ConfigError: with all mistakes that can be found before the queue.
@@ -80,7 +84,7 @@ def prepare_request(loaded: Loaded, site: Site, *, accept: Sequence[str] = ()) -
         RunError: the run is live already, or has checkpoints of another configuration.
     """
     refuse_unknown(accept)
-    context = look_around(loaded, site, accept=accept)
+    context = replace(look_around(loaded, site, accept=accept), num_rehearsals=num_rehearsals)
     findings = run_checks(context, accept=accept)
     raise_refusals(findings)
     refuse_foreign_checkpoint(context.cfg, context.run_dir)
@@ -119,8 +123,8 @@ def look_around(loaded: Loaded, site: Site, *, accept: Sequence[str] = ()) -> Co
     run_dir = RunDir(Path(cfg.run.root) / cfg.run.name)
     refuse_live(run_dir, accept=accept)
     plan, too_large = _plan(cfg, site, cluster)
-    left_out = _leave_out(plan.cfg, cluster)
-    spec = _make_spec(plan.cfg, run_dir, partition)
+    left_out = _leave_out(plan.cfg, cluster, partition)
+    spec = ask_for_memory(_make_spec(plan.cfg, run_dir, partition), plan, partition)
     return Context(
         plan=plan,
         too_large=too_large,
@@ -149,12 +153,12 @@ def _plan(cfg: RunConfig, site: Site, cluster: Cluster) -> tuple[Plan, Problem |
         return error.nearest, error.problems[0]
 
 
-def _leave_out(cfg: RunConfig, cluster: Cluster) -> dict[str, str]:
+def _leave_out(cfg: RunConfig, cluster: Cluster, partition: PartitionLimits) -> dict[str, str]:
     bad = NodeLedger(Path(cfg.run.root)).excluded(time.time())
     if not bad:
         return {}
-    usable = [node.name for node in cluster.nodes(cfg.cluster.partition) if node.is_usable]
-    others = [node for node in usable if node not in cfg.cluster.exclude]
+    nodes = partition.nodes or cluster.nodes(cfg.cluster.partition)
+    others = [node.name for node in nodes if node.is_usable and node.name not in cfg.cluster.exclude]
     return {node: bad[node].reason for node in choose_exclusions(bad, others, cfg.cluster.nodes)}
 
 
@@ -199,7 +203,7 @@ def _fill(
     if cluster.name == "slurm":
         cfg = replace(cfg, cluster=fill_from_environment(cfg.cluster, os.environ))
     try:
-        partition = find_partition(limits, cfg.cluster.partition)
+        partition = place(find_partition(limits, cfg.cluster.partition), cfg.cluster)
         cfg = replace(cfg, cluster=fill_section(cfg.cluster, partition))
         problems = [problem for check in checks for problem in check(cfg, partition)]
     except ClusterError as error:
@@ -209,20 +213,6 @@ def _fill(
         raise ConfigError(problems)
     assert partition is not None, "a partition that does not exist was not refused"
     return cfg, partition
-
-
-def fill_section(section: ClusterSection, partition: PartitionLimits) -> ClusterSection:
-    """Take what is open from the partition."""
-    ranks = section.gpus_per_node or partition.gpus_per_node or 1
-    # a rank's share of the CPUs is the same when only some of a node's GPUs are asked for
-    cpus = partition.cpus_per_node // (partition.gpus_per_node or ranks)
-    return replace(
-        section,
-        gpus_per_node=ranks,
-        gpu_type=section.gpu_type or (partition.gpu_type if partition.gpus_per_node else None),
-        cpus_per_task=section.cpus_per_task or max(1, cpus),
-        time_limit=section.time_limit or partition.max_time_s,
-    )
 
 
 def _place_source(loaded: Loaded) -> RunConfig:

@@ -64,8 +64,8 @@ def test_what_is_not_passed_is_told_where_it_would_have_changed_the_job() -> Non
 
 
 def test_what_the_shell_says_of_account_and_partition_is_taken_where_nothing_else_is_said() -> None:
-    environ = {"SBATCH_ACCOUNT": "physics", "SBATCH_PARTITION": "low", "SBATCH_QOS": ""}
+    environ = {"SBATCH_ACCOUNT": "physics", "SBATCH_PARTITION": "low", "SBATCH_QOS": "", "SBATCH_RESERVATION": "r"}
     asked = ClusterSection(partition="main")
     filled = fill_from_environment(asked, environ)
-    assert (filled.account, filled.partition, filled.qos) == ("physics", "main", None)
-    assert find_honoured(asked, environ) == {"account": "physics"}
+    assert (filled.account, filled.partition, filled.qos, filled.reservation) == ("physics", "main", None, "r")
+    assert find_honoured(asked, environ) == {"account": "physics", "reservation": "r"}

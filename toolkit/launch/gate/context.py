@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.cluster.base import Cluster, PartitionLimits
+from toolkit.cluster.base import Cluster
+from toolkit.cluster.partitions import PartitionLimits
 from toolkit.cluster.spec import JobSpec
 from toolkit.config.schema import ClusterSection, RunConfig
 from toolkit.errors import Problem
@@ -37,6 +38,8 @@ class Context:
     """File systems of this machine."""
     left_out: Mapping[str, str]
     """Nodes that the job does not use because of what they did before, with the reason."""
+    num_rehearsals: int = 0
+    """Jobs of a rehearsal that are handed in before the run."""
 
     @property
     def cfg(self) -> RunConfig:
