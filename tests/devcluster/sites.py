@@ -20,6 +20,7 @@ slurmctld, slurmd, slurm-client and munge; shapes with accounting slurmdbd, slur
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import pwd
@@ -331,6 +332,7 @@ def _parse(words: list[str] | None = None) -> argparse.Namespace:
     start = verbs.add_parser("up", help="start a site")
     start.add_argument("shape", choices=SHAPES)
     start.add_argument("dir", type=Path)
+    start.add_argument("--release", help="a Debian release whose Slurm it runs, see releases.py")
     for name, kind in {"nodes": int, "gpus": int, "gpu-type": str, "cpus": int, "kill-wait-s": int}.items():
         start.add_argument(f"--{name}", type=kind, help="of shape mini", default=argparse.SUPPRESS)
     for name in ("down", "env", "guard", "kill-ctld", "start-ctld"):
@@ -349,10 +351,13 @@ def _parse(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def _start(asked: argparse.Namespace) -> None:
-    options: dict[str, Any] = {key: value for key, value in vars(asked).items() if key not in {"verb", "shape", "dir"}}
+    options: dict[str, Any] = {
+        key: value for key, value in vars(asked).items() if key not in {"verb", "shape", "dir", "release"}
+    }
     if options and asked.shape != "mini":
         raise SiteError(f"only the shape mini takes options: {', '.join(options)}")
-    site = up(mini(**options) if options else SHAPES[asked.shape], asked.dir)
+    shape = mini(**options) if options else SHAPES[asked.shape]
+    site = up(dataclasses.replace(shape, release=asked.release), asked.dir)
     print(site.ask("sinfo", "--all").rstrip())
 
 
@@ -375,7 +380,7 @@ def main() -> None:
             os.execvp(command[0], command)
         acts: Mapping[str, Callable[[], None]] = {
             "down": site.down,
-            "env": lambda: print(f"export SLURM_CONF={site.conf}"),
+            "env": lambda: print(f"export SLURM_CONF={site.conf} PATH={site.search_path('$PATH')}"),
             "mode": lambda: site.set_mode(asked.word),
             "kill-ctld": site.kill_controller,
             "start-ctld": site.start_controller,
