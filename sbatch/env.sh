@@ -9,5 +9,7 @@ export MASTER_PORT=$((20000 + $(printf '%s' "$TOOLKIT_ATTEMPT $PWD" | cksum | cu
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}"
 # Slurm >= 22.05: srun does not inherit it, and a rank would get one core.
 if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"; fi
+# A shell with SBATCH_EXPORT=NONE would keep all of this from the ranks.
+export SLURM_EXPORT_ENV=ALL
 # A dead peer ends a collective with an error instead of a hang.
 export TORCH_NCCL_ASYNC_ERROR_HANDLING="${TORCH_NCCL_ASYNC_ERROR_HANDLING:-1}"

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from toolkit.cluster.accounting import Accounting
-from toolkit.cluster.base import Cluster, JobSpec, PartitionLimits, View
+from toolkit.cluster.base import Cluster, View
 from toolkit.cluster.local import LocalCluster
+from toolkit.cluster.partitions import PartitionLimits
+from toolkit.cluster.spec import JobSpec
 from toolkit.config.load import load_config
 from toolkit.launch.gate.context import Context
 from toolkit.launch.gate.finding import Finding

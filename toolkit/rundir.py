@@ -38,8 +38,13 @@ class RunDir:
         return self.root / "expected.json"
 
     @property
+    def identity_path(self) -> Path:
+        """Who the run is, and where its directory was when it was submitted (JSON)."""
+        return self.root / "identity.json"
+
+    @property
     def code_dir(self) -> Path:
-        """Frozen toolkit; the job starts here, never from the checkout."""
+        """Frozen toolkits, one directory for each content; a job starts in one of them, never in the checkout."""
         return self.root / "code"
 
     @property
@@ -49,8 +54,13 @@ class RunDir:
 
     @property
     def job_path(self) -> Path:
-        """Scheduler and id of the newest job (JSON)."""
+        """The newest job (JSON)."""
         return self.root / "job.json"
+
+    @property
+    def submit_lock_path(self) -> Path:
+        """Held by who submits the run."""
+        return self.root / "submit.lock"
 
     @property
     def attempts_path(self) -> Path:
@@ -121,3 +131,7 @@ class RunDir:
     def failure_path(self, attempt: str, *, rank: int) -> Path:
         """What a rank said of its own failure (JSON)."""
         return self.attempt_dir(attempt) / f"{rank}.failure.json"
+
+    def refusal_path(self, attempt: str) -> Path:
+        """Why a job may not go on with the run, and leaves all of it as it is."""
+        return self.attempt_dir(attempt) / "refused"

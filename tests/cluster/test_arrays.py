@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.cluster.base import ARRAY_TASK, Cluster, JobSpec, JobState, JobStatus
+from toolkit.cluster.base import Cluster, JobState, JobStatus
 from toolkit.cluster.local import LocalCluster
 from toolkit.cluster.slurm import SlurmCluster
-from toolkit.launch.snapshot import freeze_code
+from toolkit.cluster.spec import ARRAY_TASK, JobSpec
+from toolkit.launch.snapshot import freeze_code, name_code
 
 SCRIPT = 'sleep 0.3; echo "$1 of $SLURM_ARRAY_JOB_ID" >> "$2"; [ ! -e "$2.fail-$1" ]'
 
@@ -29,7 +30,13 @@ def make_spec(directory: Path, **fields: object) -> JobSpec:
     words = {"name": "prepare", "nodes": 1, "tasks_per_node": 1, "gpus_per_node": 0, "cpus_per_task": 1}
     command = ("bash", "-c", SCRIPT, "-", ARRAY_TASK, str(directory / "done"))
     return JobSpec(
-        **{"command": command, "work_dir": directory / "code", "log_dir": directory / "logs", **words, **fields}  # type: ignore[arg-type]
+        **{
+            "command": command,
+            "work_dir": name_code(directory / "code"),
+            "log_dir": directory / "logs",
+            **words,
+            **fields,
+        }  # type: ignore[arg-type]
     )
 
 

@@ -13,11 +13,12 @@ import psutil
 import pytest
 
 from tests.devcluster.sites import Site
-from toolkit.cluster.base import Cluster, JobSpec, JobState, JobStatus
+from toolkit.cluster.base import Cluster, JobState, JobStatus
 from toolkit.cluster.local import LocalCluster
 from toolkit.cluster.slurm import SlurmCluster
+from toolkit.cluster.spec import JobSpec
 from toolkit.errors import ClusterError
-from toolkit.launch.snapshot import freeze_code
+from toolkit.launch.snapshot import freeze_code, name_code
 
 # Ends at SIGTERM; the others live on.
 YIELDING = "trap 'exit 3' TERM; while :; do sleep 0.1; done"
@@ -45,9 +46,11 @@ if verb == "exit 9":
 if verb == "requeue" and not os.environ.get("SLURM_RESTART_COUNT"):
     cluster.requeue(job_id)
     time.sleep(60)  # whoever ends first would complete the job, if the requeue did not count
-if verb == "follow":
-    first = cluster.follow_up(job_id, script_path=Path(directory, "job.sh"), exclude=[os.environ["SLURMD_NODENAME"]])
-    again = cluster.follow_up(job_id, script_path=Path(directory, "job.sh"), exclude=[])
+if verb == "follow" and not Path(directory, "followers").exists():  # its follower is cancelled at the end
+    first = cluster.follow_up(job_id, script_path=Path(directory, "job.sh"), exclude=[os.environ["SLURMD_NODENAME"]],
+                              mark="toolkit:bench:after-" + job_id, pass_env=())
+    again = cluster.follow_up(job_id, script_path=Path(directory, "job.sh"), exclude=[],
+                              mark="toolkit:bench:after-" + job_id, pass_env=())
     Path(directory, "followers").write_text(f"{first} {again}")
 """
 
@@ -70,7 +73,7 @@ class Bench:
         epilogue = (sys.executable, "-c", EPILOGUE, verb, str(self.directory)) if verb else ()
         spec = JobSpec(
             command=("bash", "-c", f'trap : USR2; echo $$ > "$DIRECTORY/pid-$SLURM_JOB_ID.$SLURM_PROCID"; {task}'),
-            work_dir=self.directory / "code",
+            work_dir=name_code(self.directory / "code"),
             log_dir=self.directory / "logs",
             epilogue=epilogue,
             **{**words, **fields},
@@ -95,6 +98,11 @@ class Bench:
             assert time.monotonic() < deadline, f"no {path}: {self.cluster.state(job_id)}"
             time.sleep(0.05)
         return psutil.Process(int(path.read_text(encoding="utf-8")))
+
+    def follow_up(self, job_id: str, *, exclude: list[str]) -> str:
+        mark = f"toolkit:bench:after-{job_id}"
+        script_path = self.directory / "job.sh"
+        return self.cluster.follow_up(job_id, script_path=script_path, exclude=exclude, mark=mark, pass_env=())
 
     def epilogues(self, job_id: str) -> list[list[str]]:
         """Give what the epilogues of a job saw: attempt, node, exit code, fate."""
@@ -152,7 +160,7 @@ def test_at_the_time_limit_the_epilogue_has_time_to_requeue_even_when_the_tasks_
     jobs = [bench.submit(ONCE + task, script=f"{n}.sh", **limit) for n, task in enumerate((YIELDING, STUBBORN))]
     follow = bench.submit(ONCE + YIELDING, time_limit_s=limit["time_limit_s"])
     bench.wait_for_task(follow)
-    follower = bench.cluster.follow_up(follow, script_path=bench.directory / "job.sh", exclude=["node1", "node2"])
+    follower = bench.follow_up(follow, exclude=["node1", "node2"])
     for job_id, codes in zip(jobs, ({"3"}, {"124", "143"}), strict=True):
         status = bench.wait(job_id)
         assert (status.state, status.restarts) == (JobState.COMPLETED, 1), status
@@ -180,7 +188,7 @@ def test_a_cancelled_job_is_told_from_one_that_is_out_of_time_and_a_follower_sta
     job_id = bench.submit(YIELDING, exclude=("node1",))
     bench.wait_for_task(job_id)
     assert bench.cluster.state(job_id).exclude == ("node1",)
-    follower = bench.cluster.follow_up(job_id, script_path=bench.directory / "job.sh", exclude=["node2"])
+    follower = bench.follow_up(job_id, exclude=["node2"])
     assert bench.cluster.state(follower).state is JobState.PENDING
     bench.cluster.cancel(job_id)
     assert bench.wait(job_id).state is JobState.CANCELLED

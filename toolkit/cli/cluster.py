@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from toolkit.cli.show import print_json
-from toolkit.cluster.base import JobState, NodeLoad, PartitionLimits, QueuedJob, View
+from toolkit.cluster.base import JobState, QueuedJob, View
 from toolkit.cluster.choose import open_cluster
-from toolkit.cluster.view import nodes_of, say_duration, say_when, shorten_nodes, waiting
+from toolkit.cluster.hostlist import shorten_nodes
+from toolkit.cluster.inventory import HIDDEN
+from toolkit.cluster.partitions import NodeLoad, describe_gpus
+from toolkit.cluster.view import nodes_of, say_duration, say_when, waiting
 from toolkit.config.load import find_profile, load_config
 from toolkit.launch.jobs import state_dir
 from toolkit.launch.outlook import Outlook, look_ahead
@@ -59,27 +62,31 @@ def _cluster(asked: argparse.Namespace) -> None:
 
 def describe(outlook: Outlook) -> dict[str, Any]:
     """Give all that is known as plain values; times are Unix seconds."""
-    plain = asdict(outlook)
+    view = outlook.view
+    bare = tuple(replace(partition, nodes=()) for partition in view.partitions)  # nodes are listed once
+    plain = asdict(replace(outlook, view=replace(view, partitions=bare), partition=None))
     for job in plain["view"]["jobs"]:
         job["state"] = job["state"].value
-    plain["partition"] = outlook.partition.name
+    for node, load in zip(plain["view"]["nodes"], view.nodes, strict=True):
+        node |= {"gpus": load.gpus, "gpus_used": load.gpus_used, "gpu_type": load.gpu_type}
+    plain["partition"] = outlook.partition.name if outlook.partition else None
     return plain
 
 
 def print_outlook(outlook: Outlook, console: Console) -> None:
     """Print the cluster, then what a run could have, the last line being the answer."""
-    view = outlook.view
+    view, name = outlook.view, outlook.partition.name if outlook.partition else None
     console.print(_headline(view), markup=False)
     if view.is_emulated:
-        _print_jobs(view, outlook.partition, console)
+        _print_jobs(view, name, console)
     else:
         console.print()
-        console.print(_partition_table(view, outlook.partition))
+        console.print(_partition_table(view, name))
         _print_broken(view, console)
     _print_excluded(outlook, console)
     if not view.is_emulated:
         _print_reservations(view, console)
-        _print_jobs(view, outlook.partition, console)
+        _print_jobs(view, name, console)
     console.print()
     for line in _answer(outlook):
         console.print(line, style="bold" if not line.startswith(" ") else None, markup=False)
@@ -94,6 +101,8 @@ def _headline(view: View) -> str:
             f"{limits.cpus_per_node} CPUs, {memory} and {limits.gpus_per_node} GPUs are shared by all of them"
         )
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(view.time))
+    if any(node.state == HIDDEN for node in view.nodes):
+        return f"Slurm, {when}: {len(view.nodes)} nodes; this site does not show what they do (PrivateData=nodes)"
     free, part, busy, out = _count_nodes(view.nodes)
     words = f"Slurm, {when}: {len(view.nodes)} nodes, {free} free, {part} partly used, {busy} in use, {out} out of use"
     total = sum(node.gpus for node in view.nodes)
@@ -112,17 +121,17 @@ def _free_gpus(nodes: Iterable[NodeLoad]) -> int:
     return sum(node.gpus - node.gpus_used for node in nodes if node.is_usable)
 
 
-def _partition_table(view: View, own: PartitionLimits) -> Table:
+def _partition_table(view: View, own: str | None) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("partition", no_wrap=True)
     table.add_column("limit", no_wrap=True)
     for name in ("nodes", "free", "part", "used", "out"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("free GPUs", no_wrap=True, justify="right")
-    table.add_column("GPUs a node", overflow="ellipsis", no_wrap=True)
+    table.add_column("GPUs a node", overflow="ellipsis", no_wrap=True, max_width=20)
     for name in ("run", "wait"):
         table.add_column(name, justify="right", no_wrap=True)
-    own_first = sorted(view.partitions, key=lambda one: one.name != own.name)
+    own_first = sorted(view.partitions, key=lambda one: one.name not in (own or "").split(","))
     for limits in own_first[: _ROWS + 2]:
         nodes = nodes_of(view, limits.name)
         total = sum(node.gpus for node in nodes)
@@ -132,21 +141,16 @@ def _partition_table(view: View, own: PartitionLimits) -> Table:
         table.add_row(
             Text(f"{limits.name}{'*' if limits.is_default else ''}{'' if limits.is_up else ' (closed)'}"),
             "none" if limits.max_time_s is None else say_duration(limits.max_time_s),
-            *(str(count) for count in (len(nodes), *_count_nodes(nodes))),
-            f"{_free_gpus(nodes)} of {total}" if total else "-",
-            Text(_gpu_kinds(nodes)),
+            str(len(nodes)),
+            *(str(count) if limits.shows_nodes else "?" for count in _count_nodes(nodes)),
+            (f"{_free_gpus(nodes) if limits.shows_nodes else '?'} of {total}") if total else "-",
+            Text(describe_gpus(nodes) if limits.shows_nodes or total else "?"),
             str(num_running),
             str(num_waiting),
         )
     if len(own_first) > _ROWS + 2:
         table.add_row(f"and {len(own_first) - _ROWS - 2} more")
     return table
-
-
-def _gpu_kinds(nodes: Iterable[NodeLoad]) -> str:
-    """Name the kinds of nodes of a partition: `8 h100, 4 a100`."""
-    kinds = dict.fromkeys(f"{node.gpus} {node.gpu_type or 'GPUs'}" if node.gpus else "none" for node in nodes)
-    return ", ".join(kinds)
 
 
 def _print_list(title: str, rows: Sequence[Sequence[str]], console: Console) -> None:
@@ -194,13 +198,16 @@ def _print_reservations(view: View, console: Console) -> None:
     _print_list("reserved", rows, console)
 
 
-def _print_jobs(view: View, partition: PartitionLimits, console: Console) -> None:
-    ahead = waiting(view, partition.name)
+def _print_jobs(view: View, partition: str | None, console: Console) -> None:
+    """Print who waits and who runs in a partition; None: in all."""
+    names = set(partition.split(",") if partition else (one.name for one in view.partitions))
+    ahead = waiting(view, ",".join(names))
     count = sum(job.num_tasks for job in ahead)
     num_nodes = sum(job.num_tasks * job.num_nodes for job in ahead)
-    title = f"the queue ahead in {partition.name}: {_plural(count, 'job')} for {_plural(num_nodes, 'node')}"
+    where = f" in {partition}" if partition else ""
+    title = f"the queue ahead{where}: {_plural(count, 'job')} for {_plural(num_nodes, 'node')}"
     _print_list(title, [_waiting_row(job, view) for job in ahead], console)
-    running = [job for job in view.jobs if job.state is not JobState.PENDING and partition.name in job.partitions]
+    running = [job for job in view.jobs if job.state is not JobState.PENDING and names & set(job.partitions)]
     if running:
         shown = [f"job {job.job_id} ({_plural(job.num_nodes, 'node')}) {_ends(job, view)}" for job in running[:4]]
         more = f", and {len(running) - 4} more" if len(running) > 4 else ""
@@ -221,6 +228,8 @@ def _ends(job: QueuedJob, view: View) -> str:
 
 def _answer(outlook: Outlook) -> list[str]:
     """Say what would start soonest, and what to know about it."""
+    if outlook.partition is None:
+        return outlook.question.splitlines()
     view, starts, last = outlook.view, outlook.starts, outlook.starts[-1]
     limit = "no time limit" if outlook.time_limit_s is None else say_duration(outlook.time_limit_s)
     head = f"a run of {_plural(outlook.nodes, 'node')} in {outlook.partition.name} ({limit}): "

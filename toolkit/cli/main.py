@@ -9,13 +9,16 @@ from typing import Any
 
 from rich.console import Console
 
-from toolkit.cli import cluster, nodes, rehearse, show
+from toolkit.cli import cluster, follow, nodes, rehearse, show
 from toolkit.cli import plan as planning
 from toolkit.cli.findings import print_findings
 from toolkit.cluster.base import JobState
 from toolkit.config.load import Loaded, find_profile, load_config, parse_seconds
 from toolkit.errors import EXIT_DONE, RunError, ToolkitError
 from toolkit.launch import submit
+from toolkit.launch.halt import halt
+from toolkit.launch.handin import carry_out
+from toolkit.launch.identity import load_asked, read_config
 from toolkit.launch.planning import Site, plan_over_nodes, rank_layouts, read_site
 from toolkit.launch.snapshot import checkout_dir
 from toolkit.monitor.sinks import sync_wandb
@@ -186,14 +189,19 @@ def _job_settings(asked: argparse.Namespace) -> list[str]:
 
 
 def _submit(asked: argparse.Namespace) -> None:
-    _hand_in(submit.prepare_request(_load(asked), _site(), accept=asked.accept), asked)
+    _hand_in(_prepare(_load(asked), asked), asked)
+
+
+def _prepare(loaded: Loaded, asked: argparse.Namespace) -> submit.Request:
+    num_rehearsals = int(asked.rehearse and asked.on_cluster)
+    return submit.prepare_request(loaded, _site(), accept=asked.accept, num_rehearsals=num_rehearsals)
 
 
 def _resume(asked: argparse.Namespace) -> None:
     run_dir = _find(asked)
     settings = [*asked.settings, *_job_settings(asked)]
-    loaded = load_config(run_dir.asked_path, overrides=settings, profile=None)  # it was applied at the first submit
-    _hand_in(submit.prepare_request(loaded, _site(), accept=asked.accept), asked)
+    loaded = load_asked(run_dir, settings)
+    _hand_in(_prepare(loaded, asked), asked)
 
 
 def _hand_in(request: submit.Request, asked: argparse.Namespace) -> None:
@@ -202,19 +210,22 @@ def _hand_in(request: submit.Request, asked: argparse.Namespace) -> None:
         console.print(f"{why}{request.spec.nodes} nodes are emulated on this machine")
     console.print(plan_text(request.plan), end="")
     print_findings(request.findings, console)
+    if request.original is not None:
+        name = request.run_dir.name
+        console.print(f"copy       of {request.original}: {name} becomes a run of its own, also at W&B", markup=False)
     for node, reason in request.left_out.items():
         console.print(f"left out   {node}: {reason}", markup=False)
     if request.preparation is not None:
         show.print_preparation(request.preparation, request.cluster, console, with_scripts=asked.dry_run)
     with rehearse.rehearsed(request, asked, console) as rehearsed:
-        job_id = None if asked.dry_run else submit.carry_out(rehearsed)
+        job_id = None if asked.dry_run else carry_out(rehearsed)
     if job_id is None:
         console.print(f"\n{request.run_dir.script_path} would be:\n\n{request.script}")
         console.print(f"run directory {request.run_dir.root}; nothing was submitted")
         return
     console.print(f"run {request.run_dir.name}: job {job_id} submitted, directory {request.run_dir.root}")
     if asked.follow:
-        show.follow(request.run_dir, console)
+        follow.follow(request.run_dir, console)
     else:
         console.print(f"follow it: python -m toolkit logs {request.run_dir.name} --follow")
 
@@ -256,12 +267,12 @@ def _status(asked: argparse.Namespace) -> None:
 
 
 def _logs(asked: argparse.Namespace) -> None:
-    show.print_log(_find(asked), rank=asked.rank, follow=asked.follow)
+    follow.print_log(_find(asked), rank=asked.rank, follow=asked.follow)
 
 
 def _halt(asked: argparse.Namespace) -> None:
     run_dir = _find(asked)
-    job_id, state = submit.halt(run_dir, how=asked.how)
+    job_id, state = halt(run_dir, how=asked.how)
     saves = asked.how == "stop" and state is JobState.RUNNING
     print(f"run {run_dir.name}: job {job_id} {'saves and ends' if saves else 'is being cancelled'}")
     print(f"go on with it: python -m toolkit resume {run_dir.name}")
@@ -287,7 +298,7 @@ def _generate(asked: argparse.Namespace) -> None:
     from toolkit.train.generate import generate  # noqa: PLC0415
 
     run_dir = _find(asked)
-    cfg = load_config(run_dir.config_path).config
+    cfg = read_config(run_dir)
     checkpoints = run_dir.find_checkpoints(cfg.checkpoint.dir)
     options = {"num_tokens": asked.tokens, "temperature": asked.temperature, "seed": asked.seed}
     print(generate(cfg, checkpoints, prompt=asked.prompt, **options))

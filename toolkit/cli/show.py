@@ -2,35 +2,32 @@
 
 import itertools
 import json
-import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.progress import DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
 from toolkit.cli.rehearse import describe_rehearsal
 from toolkit.cluster.base import NEVER_STARTS, Cluster, JobState, JobStatus
-from toolkit.config.load import Loaded, load_config
+from toolkit.config.load import Loaded
 from toolkit.config.schema import DataSection, to_dict
 from toolkit.data.mixture import mean_unigram_loss, open_members
-from toolkit.errors import RunError, ToolkitError
+from toolkit.errors import ClusterError, ToolkitError
 from toolkit.launch.archive import upload_run
-from toolkit.launch.jobs import job_status
+from toolkit.launch.identity import original_of, read_config
+from toolkit.launch.jobs import Queue, job_status, look_for_jobs
 from toolkit.launch.ledger import Attempt, find_job_record, read_attempts, read_failures
 from toolkit.launch.measured import describe_measured
-from toolkit.launch.prepare import PreparationJobs, read_share
+from toolkit.launch.prepare import PreparationJobs
 from toolkit.monitor import metrics
 from toolkit.monitor.history import newest_steps, read_first_step
 from toolkit.rundir import RunDir
 
-_POLL_S = 0.5
 _SHOWN_NODES = 4
-_PLAIN_PART = 0.1  # of the run, between the lines of a log
 
 
 def print_json(value: Any) -> None:
@@ -46,22 +43,23 @@ def list_runs(root: Path) -> list[RunDir]:
     return [run for run in runs if run.config_path.is_file()]
 
 
-def describe(run_dir: RunDir) -> dict[str, Any]:
+def describe(run_dir: RunDir, queue: Queue | None = None) -> dict[str, Any]:
     """Gather what is known of a run as plain values, with what was expected and measured."""
-    return {**_outline(run_dir), **describe_measured(run_dir)}
+    return {**_outline(run_dir, queue or look_for_jobs(run_dir.root.parent)), **describe_measured(run_dir)}
 
 
-def _outline(run_dir: RunDir) -> dict[str, Any]:
+def _outline(run_dir: RunDir, queue: Queue) -> dict[str, Any]:
     """Gather what is known of a run but for what its steps took on the whole."""
-    cfg = load_config(run_dir.config_path).config
-    status, record = job_status(run_dir), find_job_record(run_dir)
+    cfg = read_config(run_dir)
+    status, record, original = _ask(run_dir, queue), find_job_record(run_dir), original_of(run_dir)
     attempts = read_attempts(run_dir)
     first, last = read_first_step(run_dir.metrics_path), next(newest_steps(run_dir.metrics_path), None)
     failures = read_failures(run_dir, attempts[-1].attempt) if attempts else _newest_failures(run_dir)
     return {
         "run": run_dir.name,
         "directory": str(run_dir.root),
-        "state": _state(status, attempts),
+        "copy_of": None if original is None else str(original),
+        "state": _state(status, attempts, original),
         "job": None if status is None else _plain_status(status),
         "prepared_in": None if record is None else record.prepared_in,
         "rehearsal": describe_rehearsal(record, num_attempts=len(attempts)),
@@ -77,10 +75,20 @@ def _outline(run_dir: RunDir) -> dict[str, Any]:
     }
 
 
-def _state(status: JobStatus | None, attempts: Sequence[Attempt]) -> str:
+def _ask(run_dir: RunDir, queue: Queue) -> JobStatus | None:
+    """Ask for the job of a run; where nobody answers, the run itself has something to tell all the same."""
+    try:
+        return job_status(run_dir, queue)
+    except ClusterError as error:
+        record = find_job_record(run_dir)
+        reason = str(error).splitlines()[0]
+        return JobStatus(job_id=record.job_id if record else "", state=JobState.UNKNOWN, reason=reason)
+
+
+def _state(status: JobStatus | None, attempts: Sequence[Attempt], original: Path | None) -> str:
     """Say what the run does: its job's state, or how its newest attempt ended where no job is left."""
     if status is None:
-        return "-"
+        return "-" if original is None else "COPY"
     is_told = not status.state.is_live and attempts and attempts[-1].outcome != "RUNNING"
     return attempts[-1].outcome if is_told else status.state.value
 
@@ -134,7 +142,8 @@ def upload(run_dir: RunDir, url: str, console: Console) -> list[str]:
 
 def print_runs(root: Path, console: Console, *, as_json: bool) -> None:
     """List the runs, a line each."""
-    runs = [(describe if as_json else _outline)(run) for run in list_runs(root)]
+    queue = look_for_jobs(root)
+    runs = [(describe if as_json else _outline)(run, queue) for run in list_runs(root)]
     if as_json:
         print_json(runs)
         return
@@ -158,10 +167,12 @@ def print_run(run_dir: RunDir, console: Console, *, as_json: bool) -> None:
         print_json(run)
         return
     job = run["job"]
+    if run["copy_of"] is not None:
+        resume = f"python -m toolkit resume {run['run']}"
+        console.print(f"run {run['run']}: a copy of {run['copy_of']}, with no job of its own; {resume}", markup=False)
     if job is not None:
-        why = f" ({job['reason']})" if job["reason"] else ""
         progress = f"{run['state']}, step {run['step']}/{run['num_steps']}"
-        console.print(f"run {run['run']}: {progress}; job {job['job_id']} {job['state']}{why}")
+        console.print(f"run {run['run']}: {progress}; {_job_text(job)}", markup=False)
     console.print(f"loss: first {_number(run['first_loss'])}, last {_number(run['last_loss'])}, "
                   f"validation {_number(run['validation_loss'])}; "
                   f"always guessing by unigram frequencies {_number(run['unigram_loss'])}")  # fmt: skip
@@ -171,6 +182,16 @@ def print_run(run_dir: RunDir, console: Console, *, as_json: bool) -> None:
         console.print(_attempt_text(attempt), markup=False)
     _print_trouble(run_dir, run, console)
     console.print(f"directory {run['directory']}")
+
+
+def _job_text(job: dict[str, Any]) -> str:
+    """Say which job a run has and what it does."""
+    why = f" ({job['reason']})" if job["reason"] else ""
+    if not job["job_id"]:
+        return f"a job was handed in, and whether it was taken is not known{why}"
+    if job["state"] == JobState.UNKNOWN.value and not why:
+        return f"job {job['job_id']} has ended"  # the scheduler has forgotten it, and the run tells the rest
+    return f"job {job['job_id']} {job['state']}{why}"
 
 
 def _attempt_text(attempt: dict[str, Any]) -> str:
@@ -232,100 +253,3 @@ def print_config(loaded: Loaded, console: Console, *, origin: bool, as_json: boo
     for key, value in values.items():
         shown = f"{key:<{width}} = {value}"
         console.print(f"{shown:<{width + 30}}  # {loaded.origins[key]}" if origin else shown, markup=False)
-
-
-def print_log(run_dir: RunDir, *, rank: int, follow: bool) -> None:
-    """Print a rank's log of the newest attempt; following, of each attempt until the job ends."""
-    shown = {path: path.stat().st_size for path in _rank_logs(run_dir, rank=rank)[:-1]}
-    while True:
-        live = follow and (status := job_status(run_dir)) is not None and status.state.is_live
-        logs = _rank_logs(run_dir, rank=rank)
-        if not logs and not live:
-            raise RunError(
-                f"run {run_dir.name} has no log of rank {rank}\n  its job has not started, or has fewer ranks"
-            )
-        for path in logs:
-            with path.open("rb") as file:
-                file.seek(shown.get(path, 0))
-                sys.stdout.buffer.write(file.read())
-                shown[path] = file.tell()
-        sys.stdout.flush()
-        if not live:
-            return
-        time.sleep(_POLL_S)
-
-
-def _rank_logs(run_dir: RunDir, *, rank: int) -> list[Path]:
-    return sorted(run_dir.logs_dir.glob(f"*/{rank}.out"), key=lambda path: path.stat().st_mtime)
-
-
-def follow(run_dir: RunDir, console: Console) -> None:
-    """Show progress until the job ends: a live line on a terminal, else a line now and then.
-
-    Ctrl-C leaves the job running.
-
-    Raises:
-        RunError: the run did not finish.
-    """
-    num_steps = load_config(run_dir.config_path).config.num_steps
-    try:
-        (_follow_live if console.is_terminal else _follow_plain)(run_dir, console, num_steps)
-    except KeyboardInterrupt:
-        name = run_dir.name
-        console.print(f"the job goes on; stop it: python -m toolkit stop {name}, look: python -m toolkit status {name}")
-        return
-    print_run(run_dir, console, as_json=False)
-    last = job_status(run_dir)
-    if last is None or last.state.value != "COMPLETED":
-        raise RunError(f"run {run_dir.name} did not finish: {last.state.value if last else 'no job'}")
-
-
-def _follow_live(run_dir: RunDir, console: Console, num_steps: int) -> None:
-    columns = [TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[numbers]}")]
-    with Progress(*columns, console=console, transient=True, expand=True) as progress:
-        task = progress.add_task("PENDING", total=num_steps, numbers="")
-        for status, values in _poll(run_dir):
-            progress.update(
-                task,
-                completed=values["step"],
-                description=status.state.value,
-                numbers=_numbers(values, num_steps),
-            )
-
-
-def _follow_plain(run_dir: RunDir, console: Console, num_steps: int) -> None:
-    told, told_step = "", 0
-    for status, values in _poll(run_dir):
-        state = f"{status.state.value} {values.get('waiting', '')}".rstrip()
-        if state != told or values["step"] >= told_step + num_steps * _PLAIN_PART:
-            console.print(f"{status.state.value} {_numbers(values, num_steps)}", markup=False)
-            told, told_step = state, values["step"]
-
-
-def _numbers(values: dict[str, Any], num_steps: int) -> str:
-    if metrics.LOSS not in values:
-        return str(values["waiting"])
-    parts = [f"{values['step']}/{num_steps}", f"loss {values[metrics.LOSS]:.3f}"]
-    if metrics.TOKENS_PER_S in values:
-        parts.append(f"{metrics.short(values[metrics.TOKENS_PER_S])} tok/s")
-        left_s = (num_steps - values["step"]) * values[metrics.STEP_S]
-        parts.append(f"eta {metrics.duration(left_s)}")
-    return " | ".join(parts)
-
-
-def _why_waiting(status: JobStatus, data: DataSection) -> str:
-    if status.state is JobState.RUNNING:
-        return "starting"
-    share = read_share(data.path) if status.reason == "Dependency" and data.path else None
-    return status.reason if share is None else f"data {share:.0%}"
-
-
-def _poll(run_dir: RunDir) -> Iterator[tuple[JobStatus, dict[str, Any]]]:
-    """Give state and newest step of a run until its job ends."""
-    data = load_config(run_dir.config_path).config.data
-    while (status := job_status(run_dir)) is not None:
-        nothing = {"step": 0, "waiting": _why_waiting(status, data)}
-        yield status, next(newest_steps(run_dir.metrics_path), nothing)
-        if not status.state.is_live:
-            return
-        time.sleep(_POLL_S)

@@ -7,10 +7,10 @@ Source: Slurm 22.05, scontrol(1), sacctmgr(1), resource_limits.html; recorded on
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-QOS_COLUMNS = ("Name", "MaxTRESPU", "MaxJobsPU", "MaxSubmitPU")
+QOS_COLUMNS = ("Name", "MaxTRESPU", "MaxJobsPU", "MaxSubmitPU", "Flags")
 """Asked of `sacctmgr show qos`."""
 ASSOCIATION_COLUMNS = ("Account", "Partition", "DefaultQOS")
 """Asked of `sacctmgr show assoc`."""
@@ -60,6 +60,8 @@ class Accounting:
     qos: Mapping[str, tuple[AccountLimit, ...]]
     default_qos: Mapping[str, str]
     """By account; empty: it is not known."""
+    over_partition_qos: frozenset[str]
+    """QOS whose limits hold instead of those of a partition's QOS."""
 
     @property
     def accounts(self) -> list[str]:
@@ -67,20 +69,24 @@ class Accounting:
         own = sorted((one for one in self.associations if one.user == self.user), key=lambda one: not one.is_default)
         return list(dict.fromkeys(one.account for one in own))
 
-    def limits_of(self, *, account: str, partition: str, qos: str | None) -> list[AccountLimit]:
-        """List all limits that a job of the user meets: the QOS's, its own, those of the accounts above.
+    def limits_of(
+        self, *, account: str, partitions: Collection[str], qos: str | None, partition_qos: Sequence[str]
+    ) -> list[AccountLimit]:
+        """List all limits that a job of the user meets: of QOS, its own, those of the accounts above.
 
-        Where the QOS limits the same, its limit holds instead (resource_limits.html, "Hierarchy").
+        Of what is limited twice the first holds: by the partition's QOS, the job's, then the accounts; with its flag
+        OverPartQOS the job's comes first (resource_limits.html, "Hierarchy").
 
         Args:
             account: that is charged.
-            partition: of the job.
-            qos: None: it is not known.
+            partitions: of the job.
+            qos: of the job; None: it is not known.
+            partition_qos: of the partitions themselves.
         """
         found = [
             limit
             for one in self.associations
-            if (one.user, one.account) == (self.user, account) and one.partition in {"", partition}
+            if (one.user, one.account) == (self.user, account) and (not one.partition or one.partition in partitions)
             for limit in one.limits
         ]
         above = {one.account: one for one in self.associations if not one.user}
@@ -90,9 +96,14 @@ class Accounting:
             # what an account allows each job or user stands at its users too
             found += [limit for limit in above[account].limits if limit.word in _GROUP_WORDS]
             account = above[account].parent
-        first = self.qos.get(qos, ()) if qos else ()
-        ruled = {(limit.word.removesuffix("PU"), limit.resource) for limit in first}
-        return [*first, *(limit for limit in found if (limit.word, limit.resource) not in ruled)]
+        own = [] if qos is None else [qos]
+        names = [*own, *partition_qos] if qos in self.over_partition_qos else [*partition_qos, *own]
+        ruling, ruled = list[AccountLimit](), set[tuple[str, str]]()
+        for level in [*(self.qos.get(name, ()) for name in dict.fromkeys(names)), found]:
+            new = [limit for limit in level if (limit.word.removesuffix("PU"), limit.resource) not in ruled]
+            ruling += new
+            ruled |= {(limit.word.removesuffix("PU"), limit.resource) for limit in new}
+        return ruling
 
 
 def read_accounting(
@@ -122,6 +133,9 @@ def read_accounting(
         qos={
             name: tuple(_read_qos(name, line, rows.get(name), users={user, str(uid)})) for name, line in names.items()
         },
+        over_partition_qos=frozenset(
+            name for name, row in rows.items() if "OverPartQOS" in ",".join(row[4:]).split(",")
+        ),
         default_qos={row[0]: row[2] or "normal" for row in _split_rows(association_rows)},
     )
 
@@ -155,7 +169,7 @@ def _read_qos(name: str, line: str, row: list[str] | None, *, users: set[str]) -
         if who in users:
             fields = dict(re.findall(r"(\w+)=(\S*)", inside))
             used |= {(one[0], one[1]): one[3] for word in fields for one in _read_values(word, fields[word])}
-    for column, value in zip(QOS_COLUMNS[1:], row[1:4], strict=True):
+    for column, value in zip(QOS_COLUMNS[1:4], row[1:4], strict=True):
         word = _SACCTMGR_WORDS.get(column, column)
         for _, resource, most, _ in _read_values(word, value):
             if most is not None:

@@ -1,4 +1,4 @@
-"""What Slurm's commands say, read: jobs, nodes, partitions. Pure, but for the log that names a failed task.
+"""What Slurm's commands say of jobs, read. Pure, but for the log that names a failed task.
 
 Source: Slurm 22.05, scontrol(1), sinfo(1), squeue(1).
 """
@@ -9,7 +9,9 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-from toolkit.cluster.base import JobState, JobStatus, Node, PartitionLimits
+from toolkit.cluster.base import JobState, JobStatus
+from toolkit.cluster.hostlist import expand_nodes
+from toolkit.cluster.marks import find_mark
 
 # Slurm's rarer states, as what they mean to a run.
 # Source: Slurm 22.05, squeue(1), JOB STATE CODES.
@@ -35,6 +37,14 @@ def parse_state(word: str) -> JobState:
     """Read a state; a word that is not known is UNKNOWN."""
     return _STATES.get(word, JobState.UNKNOWN)
 
+
+_OWN = (
+    *(("ArrayJobID", 20), ("State", 24), ("Reason", 80), ("RestartCnt", 12), ("SubmitTime", 24), ("StartTime", 24)),
+    *(("EndTime", 24), ("TimeLimit", 20), ("NodeList", 1024), ("Comment", 512), ("Command", 1024), ("STDOUT", 1024)),
+)
+_CELL_END = "\x1f"  # stands in no path and no comment
+OWN_COLUMNS = ",".join(f"{name}:{width}{_CELL_END}" for name, width in _OWN)
+"""Asked of squeue -O."""
 
 _WORST_FIRST = (
     JobState.RUNNING,
@@ -86,6 +96,40 @@ def parse_job(text: str, *, exit_note: Callable[[Path], str]) -> JobStatus:
         can_requeue=fields.get("Requeue") != "0",
         exclude=tuple(expand_nodes(fields.get("ExcNodeList", ""))),
         time_limit_s=parse_time(fields.get("TimeLimit", "")),
+        mark=find_mark(text),
+        script=fields.get("Command", ""),
+    )
+
+
+def parse_own_jobs(text: str, *, exit_note: Callable[[Path], str]) -> list[JobStatus]:
+    """Read what squeue says of a user's jobs (OWN_COLUMNS); the tasks of an array are one job."""
+    tasks: dict[str, list[JobStatus]] = {}
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.split(_CELL_END)]
+        if len(cells) >= len(_OWN):
+            status = _read_own(cells, exit_note)
+            tasks.setdefault(status.job_id, []).append(status)
+    return [min(several, key=lambda task: _WORST_FIRST.index(task.state)) for several in tasks.values()]
+
+
+def _read_own(cells: Sequence[str], exit_note: Callable[[Path], str]) -> JobStatus:
+    job_id, state, reason, restarts, submitted, start, end, limit, nodes, comment, command, log = cells[: len(_OWN)]
+    parsed, mark = parse_state(state), find_mark(comment)
+    if parsed is JobState.PENDING and restarts not in {"", "0"}:
+        parsed = JobState.REQUEUED
+    return JobStatus(
+        job_id=job_id,
+        state=parsed,
+        reason="" if reason == "None" else reason,
+        nodes=tuple(expand_nodes(nodes)),
+        restarts=int(restarts or 0),
+        submit_time=_timestamp(submitted),
+        start_time=_timestamp(start),
+        end_time=_timestamp(end),
+        exit_note=exit_note(Path(log)) if mark and not parsed.is_live and parsed is not JobState.COMPLETED else "",
+        time_limit_s=parse_time(limit),
+        mark=mark,
+        script=command,
     )
 
 
@@ -99,61 +143,9 @@ def read_exit_note(batch_log: Path) -> str:
     return f"rank {matches[0][1]} on {matches[0][0]}: {matches[0][2]}" if matches else ""
 
 
-def expand_nodes(text: str) -> list[str]:
-    """Expand Slurm's short form: `node[1-2,5],head` -> node1, node2, node5, head."""
-    if text in ("", "(null)"):
-        return []
-    nodes = []
-    for name, inside in re.findall(r"([^,\[\]]+)(?:\[([^\]]*)\])?", text):
-        for piece in inside.split(",") if inside else [""]:
-            first, _, last = piece.partition("-")
-            numbers = range(int(first), int(last or first) + 1) if first else [None]
-            nodes += [name if n is None else f"{name}{n:0{len(first)}d}" for n in numbers]
-    return nodes
-
-
-def parse_nodes(text: str, *, partition: str | None) -> list[Node]:
-    """Read `sinfo -N` lines: partition, node, state, reason; of the default partition where none is named."""
-    nodes = []
-    for line in text.splitlines():
-        label, name, state, reason = line.strip().split("|", 3)
-        wanted = label.endswith("*") if partition is None else label.rstrip("*") == partition
-        if wanted:
-            reason = "" if reason == "none" else reason
-            nodes.append(Node(name=name, state=state, reason=reason, is_usable=is_usable(state)))
-    return nodes
-
-
 def is_usable(state: str) -> bool:
     """Tell whether jobs may be placed on a node in this state; `*` marks one that does not answer."""
     return re.match(r"(down|drain|fail|unk|maint|inval|error)|.*\*$", state) is None
-
-
-def parse_partitions(text: str) -> list[PartitionLimits]:
-    """Read `sinfo -N` lines: partition, node, state, gres, cpus, memory, limit, default time."""
-    rows: dict[str, list[list[str]]] = {}
-    for line in text.splitlines():
-        fields = line.strip().split("|")
-        rows.setdefault(fields[0], []).append(fields)
-    found = [_partition(name, nodes) for name, nodes in rows.items()]
-    return sorted(found, key=lambda limits: not limits.is_default)
-
-
-def _partition(name: str, nodes: Sequence[Sequence[str]]) -> PartitionLimits:
-    usable = [row for row in nodes if is_usable(row[2])]
-    gres = re.search(r"gpu:(?:([^:(,]+):)?(\d+)", nodes[0][3])
-    return PartitionLimits(
-        name=name.rstrip("*"),
-        is_default=name.endswith("*"),
-        max_time_s=parse_time(nodes[0][6]),
-        default_time_s=parse_time(nodes[0][7]),
-        num_nodes=len(nodes),
-        nodes_usable=len(usable),
-        cpus_per_node=min(int(row[4].rstrip("+")) for row in nodes),
-        mem_per_node_mib=min(int(row[5].rstrip("+")) for row in nodes),
-        gpus_per_node=int(gres[2]) if gres else 0,
-        gpu_type=gres[1] if gres and gres[1] else None,
-    )
 
 
 def parse_time(text: str) -> int | None:

@@ -1,19 +1,15 @@
-"""What a scheduler is to this toolkit: a job request, a job's state, and its verbs."""
+"""What a scheduler is to this toolkit: a job's state, what there is, and its verbs."""
 
 import enum
-import shlex
 import signal
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from toolkit.cluster.accounting import Accounting
-from toolkit.config.schema import ClusterSection
-from toolkit.errors import ClusterError
-
-ARRAY_TASK = "@ARRAY_TASK@"
-"""Stands in a job's command for the index of the array's task."""
+from toolkit.cluster.partitions import Node, NodeLoad, PartitionLimits
+from toolkit.cluster.spec import JobSpec
 
 NEVER_STARTS = "DependencyNeverSatisfied"
 """Slurm's reason for a job that depends on one that failed."""
@@ -60,111 +56,6 @@ class Fate(enum.Enum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class JobSpec:
-    """A job as it is asked for; values only, so that it can be rendered and compared."""
-
-    name: str
-    command: tuple[str, ...]
-    """What every task runs, started in `work_dir`; one task is one rank."""
-    work_dir: Path
-    log_dir: Path
-    """Rank r of attempt `<job id>.<restart count>` prints to `log_dir/<attempt>/<r>.out`."""
-    nodes: int
-    tasks_per_node: int
-    gpus_per_node: int
-    """GPUs asked for on each node; 0 asks for none (ranks on CPU)."""
-    cpus_per_task: int | None = None
-    time_limit_s: int | None = None
-    signal_delay_s: int = 120
-    """SIGUSR2 reaches every task about this long before the time limit."""
-    requeue: bool = True
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    exclude: tuple[str, ...] = ()
-    gpu_type: str | None = None
-    mem_per_node: str | None = None
-    setup: tuple[str, ...] = ()
-    """Shell lines before the tasks start."""
-    env: Mapping[str, str] = field(default_factory=dict)
-    """Written to the script in the clear: never a secret."""
-    sbatch_extra: Mapping[str, Any] = field(default_factory=dict)
-    srun_extra: tuple[str, ...] = ()
-    dependency: str | None = None
-    """Slurm's words: `afterok:7` starts the job when job 7 has COMPLETED, and cancels it when that cannot be."""
-    array: tuple[int, ...] = ()
-    """A job array: one task on one node for each index, independent of the others; empty: no array.
-
-    Task i prints to `log_dir/<job id>_<i>.<restart count>/0.out`.
-    """
-    epilogue: tuple[str, ...] = ()
-    """What runs once on the first node when the tasks have ended, whatever came of them; empty: nothing.
-
-    Its last argument is the tasks' exit code (128 + n after signal n), its own exit code becomes the job's. It prints
-    to `log_dir/<attempt>/epilogue.out`. It also runs when the job has been cancelled or requeued or is out of time,
-    if its node lives; then it has only what is left of Slurm's KillWait (30 s by default), and `JobStatus.fate` says
-    what has happened.
-    """
-
-    @property
-    def command_line(self) -> str:
-        """Write the command for bash, quoted; an array's index is looked up when the task starts."""
-        return shlex.join(self.command).replace(ARRAY_TASK, '"$SLURM_ARRAY_TASK_ID"')
-
-    @property
-    def epilogue_line(self) -> str:
-        """Write the epilogue for bash, quoted, without its last argument."""
-        assert not (self.epilogue and self.array), "the tasks of an array end one by one: there is no end of all"
-        return shlex.join(self.epilogue)
-
-
-def make_spec(
-    section: ClusterSection,
-    *,
-    name: str,
-    command: tuple[str, ...],
-    work_dir: Path,
-    log_dir: Path,
-    nodes: int,
-    tasks_per_node: int,
-) -> JobSpec:
-    """Ask for a job without GPUs as the site wants it: account, limits, environment; replace the rest."""
-    return JobSpec(
-        name=name,
-        command=command,
-        work_dir=work_dir,
-        log_dir=log_dir,
-        nodes=nodes,
-        tasks_per_node=tasks_per_node,
-        gpus_per_node=0,
-        cpus_per_task=section.cpus_per_task,
-        time_limit_s=section.time_limit,
-        signal_delay_s=section.signal_delay_s,
-        partition=section.partition,
-        account=section.account,
-        qos=section.qos,
-        constraint=section.constraint,
-        exclude=tuple(section.exclude),
-        mem_per_node=section.mem_per_node,
-        setup=tuple(section.setup),
-        env=section.env,
-        sbatch_extra=section.sbatch_extra,
-        srun_extra=tuple(section.srun_extra),
-    )
-
-
-def ask_for_gpus(spec: JobSpec, section: ClusterSection, partition: "PartitionLimits") -> JobSpec:
-    """Ask for the GPUs of a filled section where the partition has any."""
-    assert section.gpus_per_node is not None, "cluster.gpus_per_node is not resolved"
-    if not partition.gpus_per_node:
-        return spec
-    # a name that only the planner knows (h100 for nvidia_h100_80gb) would be refused
-    gpu_type = section.gpu_type if section.gpu_type == partition.gpu_type else None
-    return replace(spec, gpus_per_node=section.gpus_per_node, gpu_type=gpu_type)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class JobStatus:
     """A job as the scheduler knows it now. Times are Unix seconds."""
 
@@ -186,6 +77,10 @@ class JobStatus:
     """Nodes it may not use; they stay excluded over a requeue."""
     time_limit_s: float | None = None
     """None: no limit, or unknown."""
+    mark: str = ""
+    """By which it is known whose job it is: see marks.py; empty: it has none."""
+    script: str = ""
+    """Path of its script; empty where unknown."""
 
     def fate(self, *, restarts: int) -> Fate:
         """Say what has become of the attempt that began as restart number `restarts`; to be asked inside the job.
@@ -200,65 +95,6 @@ class JobStatus:
         if self.state is JobState.RUNNING:
             return Fate.OPEN
         return Fate.UNKNOWN if self.state is JobState.UNKNOWN else Fate.CANCELLED
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Node:
-    """A node of a partition, as the scheduler sees it."""
-
-    name: str
-    state: str
-    """The scheduler's word: idle, allocated, drained, ..."""
-    reason: str
-    """Why it is out of use; empty where nobody said."""
-    is_usable: bool
-    """Whether jobs may be placed on it, now or after others."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PartitionLimits:
-    """What a partition gives."""
-
-    name: str
-    is_default: bool
-    max_time_s: int | None
-    """None: no limit."""
-    default_time_s: int | None
-    num_nodes: int
-    """Nodes of the partition, whatever their state."""
-    nodes_usable: int
-    """Of those, nodes that are not down or drained."""
-    cpus_per_node: int
-    mem_per_node_mib: int
-    gpus_per_node: int
-    gpu_type: str | None
-    is_up: bool = True
-    """Whether jobs of this partition start; a closed one may still take them."""
-    max_nodes: int | None = None
-    """Most nodes of one job; None: no limit."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NodeLoad:
-    """What a node is doing. Times are Unix seconds."""
-
-    name: str
-    partitions: tuple[str, ...]
-    state: str
-    """The scheduler's word."""
-    is_usable: bool
-    is_free: bool
-    """Whether nothing runs on it and a job may have all of it now."""
-    reason: str
-    """Why it is out of use; empty where nobody said."""
-    reason_by: str
-    since: float | None
-    """When the reason was given; None: there is none."""
-    cpus: int
-    cpus_used: int
-    gpus: int
-    gpus_used: int
-    gpu_type: str | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -294,6 +130,8 @@ class Reservation:
     start_time: float
     end_time: float
     nodes: tuple[str, ...]
+    partition: str = ""
+    """Jobs of other ones do not get it; empty: of any."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -311,6 +149,10 @@ class View:
     jobs: tuple[QueuedJob, ...]
     """Those that run, the next to end first; then those that wait, the next in the queue first."""
     reservations: tuple[Reservation, ...]
+    num_jobs: int = 0
+    """Jobs that the scheduler keeps, with those that ended a moment ago; not those that it does not show."""
+    max_jobs: int | None = None
+    """Most jobs that it keeps; None: unknown."""
 
 
 class Cluster(Protocol):
@@ -326,20 +168,37 @@ class Cluster(Protocol):
         """Ask whether the job would be taken, submitting nothing; give what is known of its start, or nothing."""
 
     def submit(self, spec: JobSpec, *, script_path: Path) -> str:
-        """Write the script to `script_path`, hand it in, return the job id."""
+        """Write the script to `script_path`, hand it in, return the job id.
+
+        Raises:
+            UndecidedError: the scheduler did not answer, and may have taken it.
+        """
 
     def state(self, job_id: str) -> JobStatus:
         """Ask for the state of a job; UNKNOWN when the scheduler has forgotten it."""
 
-    def follow_up(self, job_id: str, *, script_path: Path, exclude: Sequence[str]) -> str:
+    def own_jobs(self) -> list[JobStatus]:
+        """Ask once for all jobs of this user that wait, run, or ended a moment ago."""
+
+    def identify(self) -> str:
+        """Say which cluster it is; empty: it has no name."""
+
+    def mark(self, job_id: str, mark: str) -> None:
+        """Give a mark to a job that has none."""
+
+    def follow_up(
+        self, job_id: str, *, script_path: Path, exclude: Sequence[str], mark: str, pass_env: Sequence[str]
+    ) -> str:
         """Hand the script of a job in again: a new job that starts when that one has ended, however it ended.
 
-        May be called inside the job, and again after a failure: a job that has a follower gets no second one.
+        May be called inside the job, and again after a failure: a mark is taken once.
 
         Args:
             job_id: the job that ends.
             script_path: the script that `submit` wrote.
             exclude: nodes that the new job may not use, besides those that its script excludes.
+            mark: of the new job.
+            pass_env: variables of the job that ends which the new one gets, as `JobSpec.pass_env`.
 
         Returns:
             The id of the new job.
@@ -380,16 +239,3 @@ def check_signal(name: str) -> None:
     """Refuse what would not reach the tasks as a signal."""
     assert f"SIG{name}" in signal.Signals.__members__, f"there is no signal {name}"
     assert name != "KILL", "Slurm takes SIGKILL to a job for a cancel"
-
-
-def find_partition(limits: Sequence[PartitionLimits], name: str | None) -> PartitionLimits:
-    """Choose a partition by name; None: the default one.
-
-    Raises:
-        ClusterError: there is none of that name.
-    """
-    found = next((one for one in limits if name in {None, one.name}), None)
-    if found is None:
-        names = ", ".join(one.name for one in limits) or "none"
-        raise ClusterError(f"there is no partition {name!r}\n  there are: {names}\n  set --partition")
-    return found

@@ -57,12 +57,13 @@ class OwnJob:
     cluster: Cluster
 
 
-def read_own_job(environ: Mapping[str, str], *, patience_s: float) -> OwnJob:
+def read_own_job(environ: Mapping[str, str], *, patience_s: float, answer_s: float = ANSWER_S) -> OwnJob:
     """Find the job of this process in its environment, which the job script has set.
 
     Args:
         environ: variables of this process.
         patience_s: how long a scheduler that does not answer is asked again.
+        answer_s: how long one of its commands may take.
 
     Raises:
         ClusterError: it belongs to none.
@@ -71,5 +72,5 @@ def read_own_job(environ: Mapping[str, str], *, patience_s: float) -> OwnJob:
     if missing:
         raise ClusterError(f"not inside a job: {', '.join(missing)} not set\n  use: python submit.py --nodes N")
     state_dir = Path(environ.get("TOOLKIT_LOCAL_STATE", "."))
-    cluster = open_cluster(environ["TOOLKIT_CLUSTER"], state_dir=state_dir, patience_s=patience_s)
+    cluster = open_cluster(environ["TOOLKIT_CLUSTER"], state_dir=state_dir, patience_s=patience_s, answer_s=answer_s)
     return OwnJob(job_id=environ["SLURM_JOB_ID"], attempt=environ["TOOLKIT_ATTEMPT"], cluster=cluster)

@@ -21,17 +21,10 @@ from typing import Any
 import psutil
 
 from toolkit import storage
-from toolkit.cluster.base import (
-    JobSpec,
-    JobState,
-    JobStatus,
-    Node,
-    NodeLoad,
-    PartitionLimits,
-    QueuedJob,
-    View,
-    check_signal,
-)
+from toolkit.cluster.base import JobState, JobStatus, QueuedJob, View, check_signal
+from toolkit.cluster.environment import environ_for_job
+from toolkit.cluster.partitions import GpuGroup, Node, NodeLoad, PartitionLimits
+from toolkit.cluster.spec import JobSpec
 from toolkit.errors import ClusterError
 
 PARTITION = "local"
@@ -69,20 +62,33 @@ class LocalCluster:
         storage.write_atomic(str(script_path), script.encode())
         return self._start(asdict(spec), script)
 
-    def follow_up(self, job_id: str, *, script_path: Path, exclude: Sequence[str]) -> str:
+    def own_jobs(self) -> list[JobStatus]:
+        """Read the states of all jobs here."""
+        return [self.state(job_id) for job_id in self._job_ids()]
+
+    def identify(self) -> str:
+        """Emulated nodes are known by the directory of their jobs."""
+        return ""
+
+    def mark(self, job_id: str, mark: str) -> None:
+        """Refuse: no job of emulated nodes is handed in by hand."""
+        raise ClusterError(f"job {job_id} cannot be marked\n  jobs of emulated nodes have their mark from the start")
+
+    def follow_up(
+        self, job_id: str, *, script_path: Path, exclude: Sequence[str], mark: str, pass_env: Sequence[str]
+    ) -> str:
         """Hand the script in again behind its job; a follower that is there already is given back."""
-        dependency = f"afterany:{job_id}"
-        for job_dir in (self.state_dir / "jobs").iterdir():
-            other = _read_spec(job_dir)
-            if other is not None and other["dependency"] == dependency and self.state(job_dir.name).state.is_live:
-                return job_dir.name
+        follower = next((job.job_id for job in self.own_jobs() if mark and job.mark == mark), None)
+        if follower is not None:
+            return follower
         spec = _read_spec(self._job_dir(job_id))
         if spec is None:
             raise ClusterError(f"there is no job {job_id}\n  a follower needs one\n  submit the run again")
         excluded = list(dict.fromkeys([*spec["exclude"], *exclude]))
         choose_nodes(spec["nodes"], exclude=excluded)
         script = script_path.read_text(encoding="utf-8")
-        return self._start({**spec, "dependency": dependency, "exclude": excluded}, script)
+        changed = {"dependency": f"afterany:{job_id}", "exclude": excluded, "mark": mark, "pass_env": list(pass_env)}
+        return self._start({**spec, **changed}, script)
 
     def _start(self, spec: Mapping[str, Any], script: str) -> str:
         job_id, job_dir = self._new_job_dir()
@@ -92,6 +98,7 @@ class LocalCluster:
         with (job_dir / "controller.log").open("ab") as log:
             controller = subprocess.Popen(
                 [sys.executable, "-m", "toolkit.cluster.controller", str(job_dir)],
+                env=environ_for_job(os.environ, pass_env=spec["pass_env"]),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -123,6 +130,7 @@ class LocalCluster:
             can_requeue=spec["requeue"],
             exclude=tuple(spec["exclude"]),
             time_limit_s=known.get("time_limit_s", spec["time_limit_s"]),
+            mark=spec.get("mark", ""),
         )
 
     def nodes(self, partition: str | None) -> list[Node]:
@@ -288,9 +296,8 @@ def _emulated_load(node: Node, limits: PartitionLimits) -> NodeLoad:
         since=None,
         cpus=limits.cpus_per_node,
         cpus_used=0,
-        gpus=limits.gpus_per_node,
-        gpus_used=0,
-        gpu_type=limits.gpu_type,
+        mem_mib=limits.mem_per_node_mib,
+        gpu_groups=(GpuGroup(type=None, count=limits.gpus_per_node),) if limits.gpus_per_node else (),
     )
 
 

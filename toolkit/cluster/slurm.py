@@ -1,33 +1,36 @@
-"""Slurm: the job script by submitit's renderer, the verbs by Slurm's own commands.
+"""Slurm: the verbs by its own commands.
 
-submitit's executor would pickle the function and refuses to exist without srun, so a dry run on a laptop
-could not show the script; its renderer is pure. It leaves out --requeue, --kill-on-bad-exit, the CPUs of
-srun and --chdir. States are read from scontrol: without accounting sacct, which submitit asks, knows none.
+States are read from scontrol: without accounting sacct, which submitit asks, knows none.
 
-Source: submitit 1.5.4, slurm/slurm.py; Slurm 22.05.
+Source: Slurm 22.05.
 """
 
 import getpass
+import grp
 import logging
 import os
-import random
 import re
 import shlex
 import socket
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from toolkit import storage
 from toolkit.cluster.accounting import ASSOCIATION_COLUMNS, QOS_COLUMNS, Accounting, read_accounting
-from toolkit.cluster.answers import expand_nodes, parse_jobs, parse_nodes, parse_partitions, parse_state, read_exit_note
-from toolkit.cluster.base import JobSpec, JobState, JobStatus, Node, PartitionLimits, View, check_signal
-from toolkit.cluster.view import JOB_COLUMNS, LIVE_STATES, NODE_COLUMNS, read_view
-from toolkit.config.schema import ClusterSection
+from toolkit.cluster.answers import OWN_COLUMNS, parse_jobs, parse_own_jobs, parse_state, read_exit_note
+from toolkit.cluster.base import JobState, JobStatus, View, check_signal
+from toolkit.cluster.commands import SilentError, UndecidedError, call, run_command
+from toolkit.cluster.environment import environ_for_job
+from toolkit.cluster.hostlist import expand_nodes, shorten_nodes
+from toolkit.cluster.inventory import NODE_COLUMNS, read_inventory
+from toolkit.cluster.marks import write_comment
+from toolkit.cluster.partitions import Node, NodeLoad, PartitionLimits, find_partition
+from toolkit.cluster.script import render_script
+from toolkit.cluster.spec import JobSpec
+from toolkit.cluster.view import JOB_COLUMNS, read_view
 from toolkit.errors import ClusterError
 
 log = logging.getLogger(__name__)
@@ -35,21 +38,10 @@ log = logging.getLogger(__name__)
 PATIENCE_S = 10.0
 ANSWER_S = 60.0
 _DATABASE_S = 2.0
-_LONGEST_PAUSE_S = 20.0
-_RANK_LOG = "@RANK_LOG@"
-_SBATCH = {"account": "SBATCH_ACCOUNT", "qos": "SBATCH_QOS", "partition": "SBATCH_PARTITION"}
-_PASSING = (
-    "Unable to contact",
-    "Socket timed out",
-    "Connection refused",
-    "Resource temporarily unavailable",
-    "Unexpected message received",  # scontrol requeue, when nobody listens
-    "Zero Bytes were transmitted",
-    "Communication connection failure",
-    "Message receive failure",
-    "Connection timed out",
-    "standby mode",  # the backup controller, before it takes over
-)
+_LOOK_AGAIN_S = 3.0
+"""An order whose answer was lost may still lie in the controller's queue: so long, it is not given again."""
+_SETTINGS = (["scontrol", "show", "partition", "--all", "-o"], ["scontrol", "show", "config"])
+_NODES = ["sinfo", "--all", "-h", "-N", "-O", NODE_COLUMNS]
 
 
 class SlurmCluster:
@@ -64,56 +56,28 @@ class SlurmCluster:
 
     def __init__(self, *, patience_s: float = PATIENCE_S, answer_s: float = ANSWER_S) -> None:
         self.patience_s, self.answer_s = patience_s, answer_s
+        self._settings: tuple[str, ...] = ()
+        """What Slurm said of partitions and configuration, which its administrators change: asked once."""
+        self._nodes: tuple[NodeLoad, ...] = ()
+        """As they were read last."""
 
     def render(self, spec: JobSpec) -> str:
         """Write the batch script."""
-        # deferred: costs 0.13 s, and most verbs do without
-        from submitit.slurm.slurm import _make_sbatch_string  # noqa: PLC0415
-
-        text: str = _make_sbatch_string(
-            command=spec.command_line,
-            folder=spec.log_dir,
-            job_name=spec.name,
-            partition=spec.partition,
-            time=_minutes(spec.time_limit_s),
-            nodes=spec.nodes,
-            ntasks_per_node=spec.tasks_per_node,
-            cpus_per_task=spec.cpus_per_task,
-            qos=spec.qos,
-            account=spec.account,
-            constraint=spec.constraint,
-            exclude=",".join(spec.exclude) or None,
-            dependency=spec.dependency,
-            mem=spec.mem_per_node,
-            signal_delay_s=spec.signal_delay_s,
-            wckey=None,
-            stderr_to_stdout=True,
-            setup=_setup(spec),
-            additional_parameters=_parameters(spec),
-            srun_args=[
-                f"--kill-on-bad-exit={0 if spec.epilogue else 1}",
-                "--wait=60",
-                "--output",
-                _RANK_LOG,
-                *spec.srun_extra,
-            ],
-        )
-        # srun's file names know the job's id but not how often it was requeued; submitit quotes variables.
-        logs = _attempt_logs(spec)
-        return _add_epilogue(text.replace(_RANK_LOG, f"{logs}/%t.out"), spec, log=f"{logs}/epilogue.out")
+        return render_script(spec)
 
     def submit(self, spec: JobSpec, *, script_path: Path) -> str:
         """Hand the script to sbatch."""
         storage.write_atomic(str(script_path), self.render(spec).encode())
-        command = ["sbatch", "--parsable", str(script_path)]
-        answer = self._call(command, act=f"submit {spec.name}", environ=_decided(os.environ))
-        return answer.strip().split(";")[0]
+        environ = environ_for_job(os.environ, pass_env=spec.pass_env)
+        return self._hand_in([str(script_path)], act=f"submit {spec.name}", mark=spec.mark, environ=environ)
 
     def check(self, spec: JobSpec) -> str:
         """Let Slurm judge the script without submitting it; its estimate of the start names the job's future id."""
         act = f"take {spec.name}"
-        command, environ = ["sbatch", "--test-only"], _decided(os.environ)
-        said = self._call(command, act=act, script=self.render(spec), keep_stderr=True, environ=environ)
+        environ = environ_for_job(os.environ, pass_env=spec.pass_env)
+        said = self._call(
+            ["sbatch", "--test-only"], act=act, script=self.render(spec), keep_stderr=True, environ=environ
+        )
         return re.sub(r"^sbatch: Job \d+ to start", "would start", said.strip())
 
     def state(self, job_id: str) -> JobStatus:
@@ -126,32 +90,91 @@ class SlurmCluster:
             return self._state_by_accounting(job_id)
         return parse_jobs(text, exit_note=read_exit_note)
 
-    def follow_up(self, job_id: str, *, script_path: Path, exclude: Sequence[str]) -> str:
+    def own_jobs(self) -> list[JobStatus]:
+        """Ask once for all jobs of this user, also those that ended a moment ago."""
+        # a number, not a name: LOGNAME may say anything
+        command = ["squeue", "-h", "-t", "all", "-u", str(os.getuid()), "-O", OWN_COLUMNS]
+        return parse_own_jobs(self._call(command, act="look for your jobs"), exit_note=read_exit_note)
+
+    def identify(self) -> str:
+        """Read the cluster's name."""
+        if not self._settings:
+            self._ask_at_once([], act="read the name of the cluster")
+        found = re.search(r"^ClusterName\s*=\s*(\S+)", self._settings[1], flags=re.MULTILINE)
+        return found[1] if found else ""
+
+    def mark(self, job_id: str, mark: str) -> None:
+        """Write a mark into the comment of a job that was handed in by hand."""
+        self._call(["scontrol", "update", f"jobid={job_id}", f"comment={mark}"], act=f"mark job {job_id}")
+
+    def follow_up(
+        self, job_id: str, *, script_path: Path, exclude: Sequence[str], mark: str, pass_env: Sequence[str]
+    ) -> str:
         """Hand the script in again behind its job; a follower that is there already is given back."""
-        act = f"follow job {job_id}"
+        follower = self._find(mark)
+        if follower is not None:
+            return follower
         script = script_path.read_text(encoding="utf-8")
-        own = re.search(r"^#SBATCH --exclude=(\S+)", script, flags=re.MULTILINE)
-        nodes = dict.fromkeys([*expand_nodes(own[1] if own else ""), *exclude])
-        command = ["sbatch", "--parsable", f"--dependency=afterany:{job_id}"]
-        command += [f"--exclude={','.join(nodes)}"] if nodes else []
+        own = _read_flag(script, "exclude")
+        nodes = dict.fromkeys([*expand_nodes(own), *exclude])
+        flags = [f"--dependency=afterany:{job_id}", f"--comment={write_comment(_read_flag(script, 'comment'), mark)}"]
+        flags += [f"--exclude={shorten_nodes(nodes)}"] if nodes else []
+        environ = environ_for_job(os.environ, pass_env=pass_env)
+        return self._hand_in([*flags, str(script_path)], act=f"follow job {job_id}", mark=mark, environ=environ)
+
+    def _hand_in(self, words: Sequence[str], *, act: str, mark: str, environ: Mapping[str, str]) -> str:
+        """Run sbatch until it is known whether the job was taken; give its id.
+
+        An answer may be lost after the job was taken: so its mark is looked for before it is handed in again, and
+        before anybody is told that it was refused.
+
+        Raises:
+            UndecidedError: the controller does not answer; the job may have been taken.
+            ClusterError: it was refused.
+        """
         deadline = time.monotonic() + self.patience_s
         while True:
-            # an answer may be lost after the job was taken: so look first, and again before every try
-            follower = self._find_follower(job_id)
-            if follower is not None:
-                return follower
             try:
-                answer = self._call([*command, str(script_path)], act=act, patience_s=0.0, environ=_outside(os.environ))
-            except SilentError:
-                if time.monotonic() >= deadline:
+                answer = self._call(["sbatch", "--parsable", *words], act=act, patience_s=0.0, environ=environ)
+                job_id = read_job_id(answer) or self._find(mark)
+                if job_id is not None:
+                    return job_id
+                raise UndecidedError(act, f"sbatch gave no number of a job: {answer.strip()!r}", mark=mark)
+            except UndecidedError:
+                raise
+            except ClusterError as error:
+                taken = self._look_for(mark, error, act=act, deadline=deadline)
+                if taken is not None:
+                    return taken
+                if not isinstance(error, SilentError) or time.monotonic() >= deadline:
                     raise
-                continue
-            return answer.strip().split(";")[0]
 
-    def _find_follower(self, job_id: str) -> str | None:
-        text = self._call(["squeue", "-h", "-t", "PD", "-o", "%i %E"], act=f"look for followers of job {job_id}")
-        found = re.search(rf"^(\d+) .*\bafterany:{job_id}\b", text, flags=re.MULTILINE)
-        return found[1] if found else None
+    def _look_for(self, mark: str, error: ClusterError, *, act: str, deadline: float) -> str | None:
+        """Look for a job that was handed in and perhaps taken; None: it was not, the controller is sure of it."""
+        reason = str(error).splitlines()[0].partition(": ")[2]
+        if not mark:
+            if isinstance(error, SilentError):
+                raise UndecidedError(act, reason, mark=mark)
+            return None
+        looks = 2 if isinstance(error, SilentError) else 1
+        while looks:
+            try:
+                taken = self._find(mark)
+            except ClusterError:
+                if time.monotonic() >= deadline:
+                    raise UndecidedError(act, reason, mark=mark) from error
+                time.sleep(1.0)
+                continue
+            looks -= 1
+            if taken is not None or not looks:
+                return taken
+            time.sleep(_LOOK_AGAIN_S)
+        return None
+
+    def _find(self, mark: str) -> str | None:
+        """Find the job that has a mark, the oldest if several have."""
+        found = [job.job_id for job in self.own_jobs() if job.mark == mark] if mark else []
+        return min(found, key=int, default=None)
 
     def signal(self, job_id: str, name: str) -> None:
         """Signal the tasks; without --batch and --full the batch shell is left alone."""
@@ -173,32 +196,55 @@ class SlurmCluster:
 
     def limits(self) -> list[PartitionLimits]:
         """Read the partitions, the default one first."""
-        text = self._call(["sinfo", "-h", "-N", "-o", "%P|%N|%T|%G|%c|%m|%l|%L"], act="read the partitions")
-        return parse_partitions(text)
+        nodes, *_ = self._ask_at_once([_NODES], act="read the partitions")
+        return list(self._read_inventory(nodes)[0])
 
     def nodes(self, partition: str | None) -> list[Node]:
-        """Read the nodes of a partition."""
-        text = self._call(["sinfo", "-h", "-N", "-o", "%P|%N|%T|%E"], act="read the nodes")
-        return parse_nodes(text, partition=partition)
+        """Read the nodes of a partition, or of several with commas."""
+        wanted = find_partition(self.limits(), partition)
+        return [
+            Node(name=node.name, state=node.state, reason=node.reason, is_usable=node.is_usable)
+            for node in wanted.nodes
+        ]
 
     def look(self) -> View:
-        """Read everything with three commands at once."""
+        """Read everything at once."""
         commands = [
-            ["sinfo", "-h", "-N", "-O", NODE_COLUMNS],
-            ["squeue", "-h", "-t", LIVE_STATES, "-o", JOB_COLUMNS],
+            _NODES,
+            # all states: the controller sends every job anyway, and keeps a number of them at most
+            ["squeue", "-h", "-t", "all", "-o", JOB_COLUMNS],
             ["scontrol", "show", "reservation", "-o"],
         ]
-        environ = _plain(os.environ)
-        with ThreadPoolExecutor(len(commands)) as threads:
-            calls = [threads.submit(self._call, words, act="show the cluster", environ=environ) for words in commands]
-            try:
-                nodes, jobs, reservations = (call.result() for call in calls)
-            except SilentError as error:
-                raise SilentError(
-                    f"Slurm does not answer: {str(error).splitlines()[0].partition(': ')[2]}\n"
-                    "  its controller is down or busy; what runs goes on\n  see `scontrol ping`, and try again"
-                ) from error
-        return read_view(nodes, jobs, reservations, now=time.time())
+        nodes, jobs, reservations = self._ask_at_once(commands, act="show the cluster")
+        config = self._settings[1]
+        return read_view(self._read_inventory(nodes), jobs or "", reservations or "", config=config, now=time.time())
+
+    def _ask_at_once(self, commands: Sequence[Sequence[str]], *, act: str) -> list[str | None]:
+        """Run commands beside each other, with those that read what the site has set, once; None: it is not shown."""
+        missing = [] if self._settings else list(_SETTINGS)
+        with ThreadPoolExecutor(len(commands) + len(_SETTINGS)) as threads:
+            calls = [threads.submit(self._ask_if_shown, words, act=act) for words in [*missing, *commands]]
+            said = [call.result() for call in calls]
+        if missing:
+            self._settings = (said[0] or "", said[1] or "")
+        return said[len(missing) :]
+
+    def _ask_if_shown(self, words: Sequence[str], *, act: str) -> str | None:
+        """Ask for what a site may hide from its users (PrivateData)."""
+        try:
+            return self._call(words, act=act)
+        except SilentError:
+            raise
+        except ClusterError as error:
+            if "denied" not in str(error):
+                raise
+            return None
+
+    def _read_inventory(self, nodes: str | None) -> tuple[tuple[PartitionLimits, ...], tuple[NodeLoad, ...]]:
+        partitions, config = self._settings
+        found = read_inventory(partitions, nodes, config=config, groups=_read_groups())
+        self._nodes = found[1]
+        return found
 
     def accounting(self) -> Accounting | None:
         """Ask the controller for limits and use, and sacctmgr, where it answers, for what users may have of a QOS."""
@@ -207,13 +253,14 @@ class SlurmCluster:
             f"show qos format={','.join(QOS_COLUMNS)}",
             f"show assoc user={user} format={','.join(ASSOCIATION_COLUMNS)}",
         ]
-        with ThreadPoolExecutor(4) as threads:
-            config = threads.submit(self._call, ["scontrol", "show", "config"], act=act)
+        if not self._settings:
+            self._ask_at_once([], act=act)
+        with ThreadPoolExecutor(3) as threads:
             words = ["scontrol", "show", "assoc_mgr", f"users={user}", "flags=assoc,qos", "-o"]
             limits = threads.submit(self._call, words, act=act)
             rows = [threads.submit(self._ask_database, words.split()) for words in asked]
             return read_accounting(
-                config.result(),
+                self._settings[1],
                 limits.result(),
                 qos_rows=rows[0].result(),
                 association_rows=rows[1].result(),
@@ -223,19 +270,20 @@ class SlurmCluster:
 
     def _ask_database(self, words: Sequence[str]) -> str:
         """Ask sacctmgr, which is of use where it answers at once."""
-        code, said, _ = _run(["sacctmgr", "-n", "-P", *words], script=None, environ=None, timeout_s=_DATABASE_S)
-        return said if code == 0 else ""
+        said = run_command(["sacctmgr", "-n", "-P", *words], timeout_s=_DATABASE_S)
+        return said.out if said.code == 0 else ""
 
     def runs_here(self, partition: str) -> bool:
         """Compare the addresses of the nodes with this machine's."""
-        text = self._call(["sinfo", "-h", "-N", "-p", partition, "-o", "%o"], act="read the addresses of nodes")
         own = {"localhost", "::1", socket.gethostname(), socket.gethostname().partition(".")[0]}
-        return all(address in own or address.startswith("127.") for address in text.split())
+        if not self._nodes:
+            self.limits()
+        nodes = [node for node in self._nodes if set(partition.split(",")).intersection(node.partitions)]
+        return bool(nodes) and all(node.address in own or node.address.startswith("127.") for node in nodes)
 
     def _state_by_accounting(self, job_id: str) -> JobStatus:
-        command = ["sacct", "-n", "-X", "-P", "-j", job_id, "-o", "State,End"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=self.answer_s)
-        words = done.stdout.split("|")[0].split() if done.returncode == 0 else []
+        said = run_command(["sacct", "-n", "-X", "-P", "-j", job_id, "-o", "State,End"], timeout_s=_DATABASE_S)
+        words = said.out.split("|")[0].split() if said.code == 0 else []
         return JobStatus(job_id=job_id, state=parse_state(words[0] if words else ""))
 
     def _call(
@@ -249,110 +297,29 @@ class SlurmCluster:
         environ: Mapping[str, str] | None = None,
     ) -> str:
         """Run a command of Slurm; try again while the controller does not answer."""
-        deadline = time.monotonic() + (self.patience_s if patience_s is None else patience_s)
-        pause_s = 1.0
-        while True:
-            code, said, complaint = _run(command, script=script, environ=environ, timeout_s=self.answer_s)
-            if code == 0:
-                return complaint if keep_stderr else said
-            words = [line.split("error: ", 1)[-1].strip() for line in complaint.splitlines() if line.strip()]
-            reason = "; ".join(words) or "no reason given"
-            was_killed = code < 0  # at the end of a job every process of its script is told to end
-            if not was_killed and not any(mark in complaint for mark in _PASSING):
-                raise ClusterError(f"Slurm refused to {act}: {reason}\n  `sinfo` shows what there is")
-            if time.monotonic() + pause_s > deadline:
-                raise SilentError(f"Slurm refused to {act}: {reason}\n  `sinfo` shows what there is")
-            log.warning("%s: %s; trying again", act, reason)
-            time.sleep(pause_s * random.uniform(0.5, 1.0))
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        patience_s = self.patience_s if patience_s is None else patience_s
+        said = call(command, act=act, answer_s=self.answer_s, patience_s=patience_s, script=script, environ=environ)
+        return said.err if keep_stderr else said.out
 
 
-class SilentError(ClusterError):
-    """The controller did not answer; whether it did what was asked is not known."""
+def read_job_id(answer: str) -> str | None:
+    """Read what `sbatch --parsable` prints: `7` or `7;cluster`, wherever a site's wrapper prints its own lines."""
+    found = re.findall(r"^(\d+)(?:;\S+)?\s*$", answer, flags=re.MULTILINE)
+    return found[-1] if found else None
 
 
-def _run(
-    command: Sequence[str], *, script: str | None, environ: Mapping[str, str] | None, timeout_s: float
-) -> tuple[int, str, str]:
-    """Run a command; give its exit code and what it said on either stream."""
-    try:
-        done = subprocess.run(
-            command, input=script, env=environ, capture_output=True, text=True, check=False, timeout=timeout_s
-        )
-    except FileNotFoundError:
-        raise ClusterError(f"cannot run {command[0]}: there is none here\n  use a login node") from None
-    except subprocess.TimeoutExpired:
-        return 1, "", f"Socket timed out: {command[0]} said nothing for {timeout_s:g} s"
-    return done.returncode, done.stdout, done.stderr
+def _read_flag(script: str, name: str) -> str:
+    """Read the value of a flag in a script; empty: it is not there."""
+    found = re.search(rf"^#SBATCH --{name}=(.+)$", script, flags=re.MULTILINE)
+    return shlex.split(found[1])[0] if found else ""
 
 
-def fill_from_environment(section: ClusterSection, environ: Mapping[str, str]) -> ClusterSection:
-    """Take what is open of account, QOS and partition from where sbatch would take it.
-
-    A job that goes on inside another one no longer sees these variables, so the script has to say it.
-    """
-    is_open = {field: name for field, name in _SBATCH.items() if getattr(section, field) is None}
-    told: dict[str, Any] = {field: environ.get(name) or None for field, name in is_open.items()}
-    return replace(section, **told)
-
-
-def _decided(environ: Mapping[str, str]) -> dict[str, str]:
-    """Take away what would overrule the script, in which all of it is settled."""
-    return {name: value for name, value in environ.items() if name not in _SBATCH.values()}
-
-
-def _outside(environ: Mapping[str, str]) -> dict[str, str]:
-    """Take away what a job has set, so that a job that is submitted inside it starts as one from a login node.
-
-    sbatch hands the whole environment on, and sbatch/env.sh keeps a MASTER_ADDR that is set.
-    """
-    kept = {"SLURM_CONF", "SLURM_CONF_SERVER"}
-    own = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "TOOLKIT_", "MASTER_ADDR", "MASTER_PORT")
-    return {name: value for name, value in environ.items() if name in kept or not name.startswith(own)}
-
-
-def _plain(environ: Mapping[str, str]) -> dict[str, str]:
-    """Take away what changes or hides a part of what sinfo and squeue say; arrays are told in full."""
-    kept = {name: value for name, value in environ.items() if not name.startswith(("SINFO_", "SQUEUE_"))}
-    return {**kept, "SLURM_TIME_FORMAT": "standard", "SLURM_BITSTR_LEN": "0"}
-
-
-def _add_epilogue(text: str, spec: JobSpec, *, log: str) -> str:
-    """Let srun's end not be the script's, and run what comes after it."""
-    if not spec.epilogue:
-        return text
-    head, mark, srun = text.rpartition("\nsrun ")
-    assert mark, "submitit's script has no srun line"
-    after = f'{spec.epilogue_line} "$code" >>{log} 2>&1'
-    return f"{head}\nsource sbatch/tasks.sh\nrun_tasks srun {srun.rstrip()}\n\n# epilogue\n{after}\n"
-
-
-def _parameters(spec: JobSpec) -> dict[str, object]:
-    parameters: dict[str, object] = {
-        "chdir": spec.work_dir,
-        "requeue" if spec.requeue else "no-requeue": True,
-        "output": f"{spec.log_dir}/{'%A_%a' if spec.array else '%j'}.batch.out",
-    }
-    if spec.array:
-        parameters["array"] = ",".join(map(str, spec.array))
-    if spec.dependency:
-        parameters["kill-on-invalid-dep"] = "yes"
-    if spec.gpus_per_node:
-        kind = f"{spec.gpu_type}:" if spec.gpu_type else ""
-        parameters["gpus-per-node"] = f"{kind}{spec.gpus_per_node}"
-    return {**parameters, **spec.sbatch_extra}
-
-
-def _setup(spec: JobSpec) -> list[str]:
-    exports = [f"export {name}={shlex.quote(value)}" for name, value in spec.env.items()]
-    # -u comes after the site's lines: the scripts behind `module` read variables that are not set
-    lines = ["set -u", "source sbatch/env.sh", f"mkdir -p {_attempt_logs(spec)}"]
-    return ["set -eo pipefail", *exports, *spec.setup, *lines]
-
-
-def _attempt_logs(spec: JobSpec) -> str:
-    return f'{shlex.quote(str(spec.log_dir))}/"$TOOLKIT_ATTEMPT"'
-
-
-def _minutes(seconds: int | None) -> int | None:
-    return None if seconds is None else max(1, -(-seconds // 60))
+def _read_groups() -> list[str]:
+    """Name the groups of this user; of root, whom Slurm lets in everywhere, none."""
+    if os.getuid() == 0:
+        return []
+    names = []
+    for number in {os.getgid(), *os.getgroups()}:
+        with suppress(KeyError):  # it has no name
+            names.append(grp.getgrgid(number).gr_name)
+    return names

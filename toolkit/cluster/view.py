@@ -10,98 +10,59 @@ Source: measured on Slurm 22.05; its sinfo(1), squeue(1); slurmctld/job_schedule
 
 import math
 import re
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterable
 from datetime import datetime
-from functools import cache
 from itertools import groupby
 
-from toolkit.cluster.answers import expand_nodes, is_usable, parse_partitions, parse_state, parse_time
-from toolkit.cluster.base import JobState, NodeLoad, PartitionLimits, QueuedJob, Reservation, View
+from toolkit.cluster.answers import parse_state, parse_time
+from toolkit.cluster.base import JobState, QueuedJob, Reservation, View
+from toolkit.cluster.hostlist import expand_nodes
+from toolkit.cluster.inventory import HIDDEN, read_gpus, read_settings
+from toolkit.cluster.partitions import NodeLoad, PartitionLimits, count_in_one, read_memory
+from toolkit.cluster.spec import JobSpec
 
-# wide enough that nothing is cut off; reasons come last, for they may hold a `|`
-NODE_COLUMNS = (
-    "Partition:64|,NodeList:64|,StateLong:24|,Gres:128|,GresUsed:192|,CPUsState:32|,Memory:16|,Time:16|,"
-    "DefaultTime:16|,Available:12|,Size:24|,Timestamp:24|,UserLong:40|,Reason:256"
-)
 JOB_COLUMNS = "%i|%T|%P|%u|%D|%b|%Q|%V|%S|%e|%l|%N|%Y|%r"
-LIVE_STATES = "PENDING,RUNNING,COMPLETING,CONFIGURING,SUSPENDED"
 WAITS = "Requested node configuration is not available"
-"""What `sbatch --test-only` says of a job for which nodes are down or reserved; sbatch takes it, and it waits."""
+"""What `sbatch --test-only` says of a job for which nodes are down or reserved, which sbatch takes and lets wait, and
+of one for which there are none at all, which it refuses."""
+NOT_YET = "Invalid time specified"
+"""What it says of a job in a reservation that has not begun; sbatch takes it, and it waits."""
 
 _DAY_S = 86400.0
 _OVERDUE_S = 60.0  # a job past its end is being ended: KillWait and the site's epilog
-_MARKS = "*~#!%$@^-+"  # what sinfo writes behind a state
-_FREE = ("idle", "planned", "reserved", "powered_down")
 
 
-def read_view(nodes: str, jobs: str, reservations: str, *, now: float) -> View:
-    """Read what sinfo (NODE_COLUMNS), squeue (JOB_COLUMNS) and `scontrol show reservation -o` said."""
-    rows = [[cell.strip() for cell in line.split("|", 13)] for line in nodes.splitlines() if line.strip()]
+def read_view(
+    inventory: tuple[tuple[PartitionLimits, ...], tuple[NodeLoad, ...]],
+    jobs: str,
+    reservations: str,
+    *,
+    config: str,
+    now: float,
+) -> View:
+    """Put together partitions and nodes, and what squeue (JOB_COLUMNS, all states) and scontrol said.
+
+    Args:
+        inventory: what `read_inventory` gives.
+        jobs: of squeue.
+        reservations: `scontrol show reservation -o`.
+        config: `scontrol show config`.
+        now: Unix seconds.
+    """
     queue = [_read_job(line) for line in jobs.splitlines() if line.strip()]
+    most = read_settings(config).get("MaxJobCount", "")
+    partitions, nodes = inventory
     return View(
         scheduler="slurm",
         is_emulated=False,
         time=now,
-        partitions=tuple(_read_partitions(rows)),
-        nodes=tuple(_read_nodes(rows)),
-        jobs=tuple(sorted(queue, key=_queue_order)),
-        reservations=tuple(filter(None, map(_read_reservation, reservations.splitlines()))),
-    )
-
-
-def _read_partitions(rows: Sequence[Sequence[str]]) -> list[PartitionLimits]:
-    lines = [
-        "|".join([row[0], row[1], row[2], row[3], row[5].split("/")[-1], row[6], row[7], row[8]])
-        for row in rows
-        if row[1]  # a partition without nodes has one empty line
-    ]
-    said = {row[0].rstrip("*"): (row[9], row[10]) for row in rows}
-    found = []
-    for limits in parse_partitions("\n".join(lines)):
-        available, size = said[limits.name]
-        most = size.rpartition("-")[2]
-        found.append(replace(limits, is_up=available == "up", max_nodes=int(most) if most.isdigit() else None))
-    return found
-
-
-def _read_nodes(rows: Sequence[Sequence[str]]) -> list[NodeLoad]:
-    labels: dict[str, list[str]] = {}
-    for row in rows:
-        labels.setdefault(row[1], []).append(row[0].rstrip("*"))
-    first = {row[1]: row for row in reversed(rows) if row[1]}
-    return [_read_node(first[name], tuple(labels[name])) for name in labels if name]
-
-
-def _read_node(row: Sequence[str], partitions: tuple[str, ...]) -> NodeLoad:
-    _, name, state, gres, gres_used, cpus, *_, since, by, reason = row
-    used, _, _, num_cpus = (int(part) for part in cpus.split("/"))
-    num_gpus, kind = _count_gpus(gres)
-    gpus_used, _ = _count_gpus(gres_used)
-    is_idle = state.rstrip(_MARKS) in _FREE and used == 0 and gpus_used == 0
-    return NodeLoad(
-        name=name,
         partitions=partitions,
-        state=state,
-        is_usable=is_usable(state),
-        is_free=is_idle and is_usable(state),
-        reason="" if reason in ("none", "None") else reason,
-        reason_by="" if by == "Unknown" else re.sub(r"\(\d+\)$", "", by),
-        since=_timestamp(since),
-        cpus=num_cpus,
-        cpus_used=used,
-        gpus=num_gpus,
-        gpus_used=gpus_used,
-        gpu_type=kind,
+        nodes=nodes,
+        jobs=tuple(sorted((job for job in queue if job.state.is_live), key=_queue_order)),
+        reservations=tuple(filter(None, map(_read_reservation, reservations.splitlines()))),
+        num_jobs=sum(job.num_tasks for job in queue),
+        max_jobs=int(most) if most.isdigit() else None,
     )
-
-
-@cache  # thousands of nodes, and a few texts
-def _count_gpus(gres: str) -> tuple[int, str | None]:
-    """Read `gpu:h100:8(S:0-1),nvme:1`; several kinds are joined, and none is named where Slurm names none."""
-    found = re.findall(r"(?<![\w.])gpu(?::([^:(,\s]+))??(?::(\d+))?(?=[(,\s]|$)", gres)
-    kinds = dict.fromkeys(kind for kind, _ in found if kind)
-    return sum(int(count or 1) for _, count in found), "+".join(kinds) or None
 
 
 def _read_job(line: str) -> QueuedJob:
@@ -122,7 +83,7 @@ def _read_job(line: str) -> QueuedJob:
         num_nodes=int(re.match(r"\d*", nodes)[0] or 0),  # type: ignore[index]
         num_tasks=_count_tasks(job_id),
         nodes=names,
-        gpus_per_node=_count_gpus(gres)[0],
+        gpus_per_node=sum(group.count for group in read_gpus(gres)),
         priority=int(priority) if priority.isdigit() else 0,
         submit_time=_timestamp(submitted),
         start_time=_timestamp(start) if is_known else None,
@@ -155,8 +116,14 @@ def _read_reservation(line: str) -> Reservation | None:
     start, end = _timestamp(fields.get("StartTime")), _timestamp(fields.get("EndTime"))
     if start is None or end is None:  # "No reservations in the system"
         return None
-    nodes = tuple(expand_nodes(fields.get("Nodes", "")))
-    return Reservation(name=fields["ReservationName"], start_time=start, end_time=end, nodes=nodes)
+    partition = fields.get("PartitionName", "(null)")
+    return Reservation(
+        name=fields["ReservationName"],
+        start_time=start,
+        end_time=end,
+        nodes=tuple(expand_nodes(fields.get("Nodes", ""))),
+        partition="" if partition == "(null)" else partition,
+    )
 
 
 def read_preempted(said: str) -> tuple[str, ...]:
@@ -172,39 +139,87 @@ def read_start(said: str) -> float | None:
 
 
 def nodes_of(view: View, partition: str) -> list[NodeLoad]:
-    """List the nodes of a partition."""
-    return [node for node in view.nodes if partition in node.partitions]
+    """List the nodes of a partition, or of several with commas."""
+    names = set(partition.split(","))
+    return [node for node in view.nodes if names.intersection(node.partitions)]
 
 
 def waiting(view: View, partition: str) -> list[QueuedJob]:
-    """List the jobs that wait for a partition, the next one first."""
-    return [job for job in view.jobs if job.state is JobState.PENDING and partition in job.partitions]
+    """List the jobs that wait for a partition, or for one of several with commas, the next one first."""
+    names = set(partition.split(","))
+    return [job for job in view.jobs if job.state is JobState.PENDING and names.intersection(job.partitions)]
 
 
-def plan_starts(
-    view: View,
-    *,
-    partition: str,
-    time_s: float | None,
-    exclude: Collection[str],
-    preempted: Collection[str],
-) -> list[tuple[float, int]]:
-    """Say how many whole nodes a run could get, and when, behind all that is planned.
+def find_reservation(view: View, name: str | None) -> Reservation | None:
+    """Find a reservation that is shown to this user."""
+    return next((one for one in view.reservations if one.name == name), None)
+
+
+def fitting_nodes(view: View, spec: JobSpec) -> list[NodeLoad]:
+    """List the nodes on which a part of a job could run if all of them were up and free."""
+    left_out, reservation = frozenset(spec.exclude), find_reservation(view, spec.reservation)
+    inside = None if reservation is None else frozenset(reservation.nodes)
+    return [
+        node
+        for node in nodes_of(view, spec.partition or view.partitions[0].name)
+        if node.name not in left_out and (inside is None or node.name in inside) and _could_run(node, spec)
+    ]
+
+
+def _could_run(node: NodeLoad, spec: JobSpec) -> bool:
+    if node.state == HIDDEN:
+        return True
+    memory = read_memory(spec.mem_per_node) or 0
+    return (
+        (spec.gpus_per_node == 0 or node.find_group(spec.gpu_type, least=spec.gpus_per_node) is not None)
+        and spec.tasks_per_node * (spec.cpus_per_task or 1) <= node.cpus
+        and memory <= node.mem_mib << 20
+        and node.has_features(spec.constraint)
+    )
+
+
+def could_ever_start(view: View, spec: JobSpec) -> bool | None:
+    """Whether a job that finds no nodes waits for some that are out of reach now, or for ever; None: it is not known.
+
+    Source: measured on Slurm 22.05: `sbatch --test-only` says WAITS in both cases, sbatch refuses the second.
+    """
+    nodes, names = fitting_nodes(view, spec), (spec.partition or view.partitions[0].name).split(",")
+    if any(node.state == HIDDEN for node in nodes):
+        return None
+    end = view.time + (math.inf if spec.time_limit_s is None else spec.time_limit_s)
+    others = (one for one in view.reservations if one.name != spec.reservation)
+    held = {name for one in others if one.start_time < end for name in one.nodes}
+    ready = [node for node in nodes if node.is_usable and node.name not in held]
+    return count_in_one(nodes, names) >= spec.nodes > count_in_one(ready, names)
+
+
+def plan_starts(view: View, spec: JobSpec, *, preempted: Collection[str]) -> list[tuple[float, int]]:
+    """Say how many whole nodes a job could get, and when, behind all that is planned.
 
     Args:
         view: the cluster.
-        partition: the run's.
-        time_s: its time limit; None: none, so it needs its nodes for ever.
-        exclude: nodes that it may not use.
+        spec: the job; how many nodes it asks for does not matter. Without a time limit it needs them for ever.
         preempted: jobs that would make way for it.
 
     Returns:
         Rising steps: (Unix seconds, nodes), each at the first moment at which so many nodes are free together for
-        `time_s`. Empty: never, as far as one can see. Nodes whose jobs show no end do not count.
+        its time. Empty: never, as far as one can see. Nodes whose jobs show no end do not count.
     """
-    need_s = math.inf if time_s is None else time_s
+    gaps = _all_gaps(view, spec, preempted=preempted)
+    found: list[tuple[float, int]] = []
+    for name in (spec.partition or view.partitions[0].name).split(","):
+        own = [(start, end) for node, start, end in gaps if name in node.partitions]
+        found += _plan_gaps(own, need_s=math.inf if spec.time_limit_s is None else spec.time_limit_s)
+    steps: list[tuple[float, int]] = []
+    for moment, count in sorted(found, key=lambda step: (step[0], -step[1])):
+        if not steps or count > steps[-1][1]:
+            steps.append((moment, count))
+    return steps
+
+
+def _plan_gaps(gaps: Iterable[tuple[float, float]], *, need_s: float) -> list[tuple[float, int]]:
     changes: list[tuple[float, int, int]] = []
-    for start, end in _all_gaps(view, partition=partition, exclude=exclude, preempted=preempted):
+    for start, end in gaps:
         if end - start >= need_s:
             changes.append((start, 0, 1))
             if end < math.inf:
@@ -219,35 +234,37 @@ def plan_starts(
     return steps
 
 
-def longest_now(view: View, *, partition: str, nodes: int, exclude: Collection[str]) -> float | None:
-    """Say for how many seconds so many nodes are free from now on; None: they are not free."""
-    gaps = _all_gaps(view, partition=partition, exclude=exclude, preempted=())
-    lengths = sorted((end - start for start, end in gaps if start <= view.time), reverse=True)
-    return lengths[nodes - 1] if len(lengths) >= nodes else None
+def longest_now(view: View, spec: JobSpec) -> float | None:
+    """Say for how many seconds the nodes of a job are free from now on; None: they are not free."""
+    gaps = [(node, end - start) for node, start, end in _all_gaps(view, spec, preempted=()) if start <= view.time]
+    found = []
+    for name in (spec.partition or view.partitions[0].name).split(","):
+        lengths = sorted((length for node, length in gaps if name in node.partitions), reverse=True)
+        found += lengths[spec.nodes - 1 : spec.nodes]
+    return max(found, default=None)
 
 
-def _all_gaps(
-    view: View, *, partition: str, exclude: Collection[str], preempted: Collection[str]
-) -> Iterable[tuple[float, float]]:
-    """Give the times at which each node is wholly free: from when until when."""
-    busy = _busy_times(view, preempted=frozenset(preempted))
-    left_out = frozenset(exclude)
-    for node in nodes_of(view, partition):
-        if not node.is_usable or node.name in left_out:
-            continue
+def _all_gaps(view: View, spec: JobSpec, *, preempted: Collection[str]) -> list[tuple[NodeLoad, float, float]]:
+    """Give the times at which each node that the job can use is wholly free: from when until when."""
+    busy = _busy_times(view, preempted=frozenset(preempted), reservation=spec.reservation)
+    reservation = find_reservation(view, spec.reservation)
+    first, last = (view.time, math.inf) if reservation is None else (reservation.start_time, reservation.end_time)
+    found = []
+    for node in fitting_nodes(view, spec):
         taken = sorted(busy.get(node.name, []))
-        if not node.is_free and not any(is_held for _, _, is_held in taken):
-            continue  # by jobs that are not shown to everybody: nobody knows until when
-        free_from = view.time
-        for start, end, _ in taken:
-            if start > free_from:
-                yield free_from, start
+        if not node.is_usable or (not node.is_free and not any(is_held for _, _, is_held in taken)):
+            continue  # out of use, or used by jobs that are not shown to everybody: nobody knows until when
+        free_from = max(view.time, first)
+        for start, end, _ in [*taken, (last, math.inf, False)]:
+            if min(start, last) > free_from:
+                found.append((node, free_from, min(start, last)))
             free_from = max(free_from, end)
-        if free_from < math.inf:
-            yield free_from, math.inf
+    return found
 
 
-def _busy_times(view: View, *, preempted: frozenset[str]) -> dict[str, list[tuple[float, float, bool]]]:
+def _busy_times(
+    view: View, *, preempted: frozenset[str], reservation: str | None
+) -> dict[str, list[tuple[float, float, bool]]]:
     """Give for each node when it is taken: from, until, and whether by a job that holds it now."""
     busy: dict[str, list[tuple[float, float, bool]]] = {}
     for job in view.jobs:
@@ -258,33 +275,10 @@ def _busy_times(view: View, *, preempted: frozenset[str]) -> dict[str, list[tupl
             end = view.time  # it still tells that the node's use is known
         for node in job.nodes:
             busy.setdefault(node, []).append((start, end, holds))
-    for reservation in view.reservations:
-        for node in reservation.nodes:
-            busy.setdefault(node, []).append((reservation.start_time, reservation.end_time, False))
+    for one in view.reservations:
+        for node in one.nodes if one.name != reservation else ():
+            busy.setdefault(node, []).append((one.start_time, one.end_time, False))
     return busy
-
-
-def shorten_nodes(names: Iterable[str]) -> str:
-    """Write names in Slurm's short form: node1, node2, head -> head,node[1-2]."""
-    split = [re.fullmatch(r"(.*?)(\d*)", name).groups() for name in dict.fromkeys(names)]  # type: ignore[union-attr]
-    padded = {stem for stem, digits in split if digits.startswith("0")}
-    numbered: dict[tuple[str, int], list[int]] = {}
-    for stem, digits in split:
-        width = (len(digits) if stem in padded else 0) if digits else -1
-        numbered.setdefault((stem, width), []).append(int(digits or 0))
-    parts = []
-    for (stem, width), numbers in sorted(numbered.items()):
-        if width < 0:
-            parts.append(stem)
-            continue
-        pieces = []
-        for _, run in groupby(enumerate(sorted(numbers)), key=lambda pair: pair[1] - pair[0]):
-            members = [number for _, number in run]
-            ends = [members[0]] if len(members) == 1 else [members[0], members[-1]]
-            pieces.append("-".join(f"{number:0{width}d}" for number in ends))
-        inside = ",".join(pieces)
-        parts.append(f"{stem}[{inside}]" if len(numbers) > 1 else f"{stem}{inside}")
-    return ",".join(parts)
 
 
 def say_when(moment: float, now: float) -> str:

@@ -249,23 +249,29 @@ class ClusterSection:
     gpus_per_node: Count | None = None
     """Ranks a node. None: as many GPUs as the partition's nodes have; 1 on emulated nodes."""
     gpu_type: str | None = None
-    """Kind of GPU the planner reckons with, and Slurm's gres type. None: read from the cluster."""
+    """Kind of GPU: the planner reckons with it, and of several kinds in a partition the job gets this one. cpu: ranks
+    run on CPU, and no GPU is asked for. None: read from the cluster; of several kinds the one there is most of."""
     time_limit: Duration | None = None
-    """Wall time of one job (30m, 12h, 2-00:00:00). None: the partition's maximum."""
+    """Wall time of one job (30m, 12h, 2-00:00:00). None: the partition's maximum; where it has none, no limit."""
     partition: str | None = None
-    """Partition. None: the cluster's default."""
+    """Partition, or several with commas. None: the cluster's default, or the only one that you may use."""
     account: str | None = None
     """Account that is charged. None: the user's default."""
     qos: str | None = None
     """Quality of service. None: the default."""
+    reservation: str | None = None
+    """Reservation whose nodes the job uses. None: none."""
+    requeue: bool = True
+    """Whether Slurm may start a job again under its number. false, where a site forbids it: the run goes on in new
+    jobs, each handed in behind the one before."""
     constraint: str | None = None
     """Node features that are required. None: any."""
     exclude: list[str] = field(default_factory=list)
-    """Nodes never to use."""
+    """Nodes never to use: names, or Slurm's short form (n[01-16])."""
     cpus_per_task: Count | None = None
     """CPUs a rank. None: the node's CPUs shared out among its ranks."""
     mem_per_node: str | None = None
-    """Memory a node in Slurm's words (500G, 0 for all). None: the site's default."""
+    """Memory a node in Slurm's words (500G, 0 for all). None: the site's default, or more where the run needs more."""
     signal_delay_s: Count = 120
     """Seconds before the time limit at which the scheduler warns the job. The run stops just in time for a save, from
     what saves took; as long as none was measured, this is what it keeps for one."""
@@ -278,8 +284,12 @@ class ClusterSection:
     run is submitted, if they do no more than to change the shell's environment."""
     env: dict[str, str] = field(default_factory=dict)
     """Environment variables for every rank. Never a secret: they are written to the script."""
+    pass_env: list[str] = field(default_factory=list)
+    """Variables of the submitting shell that the job gets too: names, or beginnings (NCCL_*). Their values are written
+    nowhere. PATH, modules, conda, keys and addresses (WANDB_*, HF_*, HADOOP_*, proxies) need not be named."""
     sbatch_extra: dict[str, Any] = field(default_factory=dict)
-    """Further #SBATCH flags, name without dashes; true for a flag without a value."""
+    """Further #SBATCH flags, name without dashes; true for a flag without a value, null or false takes away one of ours
+    ({gres: "gpu:8", gpus-per-node: null})."""
     srun_extra: list[str] = field(default_factory=list)
     """Further srun arguments."""
 

@@ -17,9 +17,10 @@ from typing import Any
 from toolkit.checkpoint import layout
 from toolkit.cluster.base import Fate, JobStatus
 from toolkit.cluster.choose import OwnJob, read_own_job
-from toolkit.config.load import load_config
+from toolkit.cluster.marks import follower_mark
 from toolkit.config.schema import RunConfig
 from toolkit.errors import EXIT_BUG, EXIT_DONE, ClusterError, ToolkitError
+from toolkit.launch.identity import read_config, settle
 from toolkit.launch.ledger import (
     Attempt,
     Failure,
@@ -155,18 +156,25 @@ class After:
         """Requeue the job, or hand in another one where nodes must be avoided or a requeue is forbidden."""
         bad = self._choose_exclusions()
         cluster, job_id = self.job.cluster, self.job.job_id
+        mark = follower_mark(settle(self.run_dir).run_id, f"after-{self.job.attempt}")
         try:
             if replace(self, status=cluster.state(job_id))._ask_fate() is Fate.CANCELLED:  # meanwhile
                 self._tell_next("nothing: it was stopped")
                 return EXIT_DONE
             if self.status.can_requeue and set(bad) <= set(self.status.exclude) and self._requeue():
                 return EXIT_DONE
-            new_id = cluster.follow_up(job_id, script_path=self.run_dir.script_path, exclude=tuple(bad))
+            new_id = cluster.follow_up(
+                job_id,
+                script_path=self.run_dir.script_path,
+                exclude=tuple(bad),
+                mark=mark,
+                pass_env=self.cfg.cluster.pass_env,
+            )
         except ClusterError as error:
             self._tell_next(f"nothing: {first_line(str(error))}")
             log.error("the run cannot go on by itself: %s", error)
             return EXIT_BUG
-        write_job_record(self.run_dir, replace(self._record, job_id=new_id))
+        write_job_record(self.run_dir, replace(self._record, job_id=new_id, mark=mark, submit_time=None))
         without = "".join(f", without {node} ({reason})" for node, reason in bad.items())
         self._tell_next(f"job {new_id}{without}")
         log.info("job %s goes on with the run%s", new_id, without)
@@ -208,7 +216,10 @@ def main(run_root: Path, code: int) -> int:
     setup_logging(rank=0, node="after")
     run_dir = RunDir(run_root)
     job = read_own_job(os.environ, patience_s=_PATIENCE_S)
-    cfg = load_config(run_dir.config_path).config
+    if (refusal := run_dir.refusal_path(job.attempt)).is_file():
+        log.error("this job ends, and the run stays as it is: %s", first_line(refusal.read_text(encoding="utf-8")))
+        return EXIT_BUG
+    cfg = read_config(run_dir)
     return After(run_dir=run_dir, cfg=cfg, job=job, status=job.cluster.state(job.job_id), code=code).act()
 
 

@@ -12,7 +12,6 @@ from typing import TypeAlias
 
 from toolkit.checkpoint.upload import Mirror
 from toolkit.cluster.choose import read_own_job
-from toolkit.config.load import load_config
 from toolkit.config.schema import CheckpointSection, RunConfig, to_dict
 from toolkit.data.mixture import open_members
 from toolkit.data.places import ShardPlaces
@@ -31,6 +30,7 @@ from toolkit.errors import (
 )
 from toolkit.launch.gate.versions import find_odd, read_versions, say_versions
 from toolkit.launch.health import is_wanted, refuse_bad_nodes
+from toolkit.launch.identity import read_config
 from toolkit.launch.ledger import Attempt, Failure, begin_attempt, change_attempt, read_attempts, write_failure
 from toolkit.launch.nodes import NodeLedger
 from toolkit.launch.survey import record_bad_nodes
@@ -62,7 +62,7 @@ def run_rank(run_dir: RunDir, stop: StopFlag) -> int:
     try:
         if run_dir.halt_path.exists():
             stop.take(Stop.TERMINATED)  # its signal came before there was anyone to hear it
-        cfg = load_config(run_dir.config_path).config
+        cfg = read_config(run_dir)
         world = World(place, timeout_s=_TIMEOUT_S)
         if world.device.type == "cpu":
             keep_freed_memory()

@@ -1,11 +1,24 @@
-"""The newest job of a run directory, be it a run or its rehearsal."""
+"""The newest job of a run directory, be it a run or its rehearsal, as the run's record and the scheduler agree on it.
 
+A record is believed where the job that the scheduler has under its number carries the run's mark, or was made from the
+run's script: the same number may be somebody else's job, on another cluster or after years.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
-from toolkit.cluster.base import Cluster, JobStatus
+from toolkit.cluster.base import Cluster, JobState, JobStatus
 from toolkit.cluster.choose import open_cluster
-from toolkit.launch.ledger import find_job_record
+from toolkit.cluster.marks import owner_of
+from toolkit.cluster.slurm import ANSWER_S, PATIENCE_S
+from toolkit.errors import ClusterError
+from toolkit.launch.identity import Kin, read_identity, tell_kin
+from toolkit.launch.ledger import JobRecord, find_job_record, has_ended
 from toolkit.rundir import RunDir
+
+LOOK_S = 4.0
+"""How long a scheduler may take to answer somebody who only looks."""
 
 
 def state_dir(root: Path) -> Path:
@@ -13,15 +26,120 @@ def state_dir(root: Path) -> Path:
     return root.absolute() / ".cluster"
 
 
-def find_job(run_dir: RunDir) -> tuple[Cluster, str] | None:
-    """Find the newest job of a run; None: none was submitted."""
+class Queue:
+    """The jobs of this user, asked for when they are needed, and once for all runs.
+
+    Args:
+        root: directory of the runs.
+        patience_s: how long a scheduler that does not answer is asked again, in seconds.
+        answer_s: how long one of its commands may take, in seconds.
+    """
+
+    def __init__(self, root: Path, *, patience_s: float = PATIENCE_S, answer_s: float = ANSWER_S) -> None:
+        self._options = {"patience_s": patience_s, "answer_s": answer_s}
+        self._state_dir = state_dir(root)
+        self._asked: dict[str, list[JobStatus]] = {}
+        self._error: ClusterError | None = None
+
+    def open(self, scheduler: str) -> Cluster:
+        """Open a scheduler."""
+        return open_cluster(scheduler, state_dir=self._state_dir, **self._options)
+
+    def jobs(self, scheduler: str) -> list[JobStatus]:
+        """Give the jobs that a scheduler knows; one that did not answer is not asked again."""
+        if self._error is not None:
+            raise self._error
+        if scheduler not in self._asked:
+            try:
+                self._asked[scheduler] = self.open(scheduler).own_jobs()
+            except ClusterError as error:
+                self._error = error
+                raise
+        return self._asked[scheduler]
+
+    @cached_property
+    def cluster_name(self) -> str:
+        """Name the cluster that this machine belongs to."""
+        return self.open("slurm").identify()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """The newest job of a run."""
+
+    cluster: Cluster
+    status: JobStatus
+    elsewhere: str = ""
+    """The cluster that it belongs to, where that is not this one; its state is not known then."""
+
+
+def look_for_jobs(root: Path) -> Queue:
+    """Ask for somebody who only looks, and does not want to wait."""
+    return Queue(root, patience_s=0.0, answer_s=LOOK_S)
+
+
+def find_job(run_dir: RunDir, queue: Queue | None = None) -> Job | None:
+    """Find the newest job of a run; None: it has none, or is a copy of one that has.
+
+    Args:
+        run_dir: the run.
+        queue: who is asked; None: the scheduler, with patience.
+
+    Raises:
+        ClusterError: the scheduler does not answer.
+    """
     record = find_job_record(run_dir)
-    if record is None:
+    if record is None or tell_kin(run_dir) is Kin.COPY:
         return None
-    return open_cluster(record.scheduler, state_dir=state_dir(run_dir.root.parent)), record.job_id
+    queue = queue or Queue(run_dir.root.parent)
+    cluster = queue.open(record.scheduler)
+    own = [job for job in queue.jobs(record.scheduler) if _is_of_run(job, record, run_dir)]
+    live = [job for job in own if job.state.is_live]
+    chosen = min(live or own, key=lambda job: _rank(job, record), default=None)
+    if chosen is not None:
+        return Job(cluster=cluster, status=chosen)
+    if not record.job_id:
+        return None  # the scheduler answers, and has not taken it
+    if has_ended(run_dir, record.job_id):
+        return Job(cluster=cluster, status=JobStatus(job_id=record.job_id, state=JobState.UNKNOWN))
+    return _ask_for(record, run_dir, queue, cluster)
 
 
-def job_status(run_dir: RunDir) -> JobStatus | None:
+def job_status(run_dir: RunDir, queue: Queue | None = None) -> JobStatus | None:
     """Ask for the state of the newest job of a run."""
-    job = find_job(run_dir)
-    return job[0].state(job[1]) if job else None
+    job = find_job(run_dir, queue)
+    return job.status if job else None
+
+
+def _ask_for(record: JobRecord, run_dir: RunDir, queue: Queue, cluster: Cluster) -> Job:
+    """Ask for a job that is not among those of this user: it ended long ago, is another user's, or is elsewhere."""
+    unknown = JobStatus(job_id=record.job_id, state=JobState.UNKNOWN)
+    if record.scheduler == "slurm" and record.cluster and queue.cluster_name != record.cluster:
+        reason = f"on cluster {record.cluster}, which is not seen from here"
+        return Job(cluster=cluster, status=replace(unknown, reason=reason), elsewhere=record.cluster)
+    status = cluster.state(record.job_id)
+    is_told = bool(status.mark or status.script)  # accounting knows neither
+    if is_told and not _agrees(status, record, run_dir):
+        reason = f"Slurm has another job {record.job_id} now"
+        return Job(cluster=cluster, status=replace(unknown, reason=reason))
+    return Job(cluster=cluster, status=status)
+
+
+def _rank(job: JobStatus, record: JobRecord) -> tuple[bool, bool, int]:
+    """Order the jobs of a run: the recorded one, one that runs, the newest."""
+    return job.job_id != record.job_id, job.state is not JobState.RUNNING, -int(job.job_id)
+
+
+def _is_of_run(job: JobStatus, record: JobRecord, run_dir: RunDir) -> bool:
+    identity = read_identity(run_dir)
+    if identity is not None and owner_of(job.mark) == identity.run_id:
+        return True
+    return job.job_id == record.job_id and _agrees(job, record, run_dir)
+
+
+def _agrees(job: JobStatus, record: JobRecord, run_dir: RunDir) -> bool:
+    """Whether a job of the recorded number is the recorded job; sites may replace comments."""
+    if job.mark or record.mark:
+        return job.mark == record.mark or (not job.mark and job.script == str(run_dir.script_path))
+    # handed in by hand, and it could not be marked; a requeue submits it anew
+    return record.submit_time in {None, job.submit_time} or job.restarts > 0

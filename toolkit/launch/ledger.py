@@ -67,13 +67,20 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobRecord:
-    """The newest job of a run."""
+    """The newest job of a run: written before it is handed in, when it was taken, and by the job when it starts."""
 
     scheduler: str
     """`slurm` or `local`."""
     job_id: str
+    """Empty: it was handed in, and whether it was taken is not known."""
     attempts_before: int
     """Attempts of the run when it was submitted: its budget of restarts counts from there."""
+    mark: str = ""
+    """What its comment holds; empty: it was handed in by hand."""
+    cluster: str = ""
+    """Name of the cluster: numbers of jobs mean nothing without it; empty where it is not known."""
+    submit_time: float | None = None
+    """As the scheduler told the job when it started, in Unix seconds."""
     prepared_in: str | None = None
     """Where the jobs that make its dataset have their scripts and logs; None: there were none."""
     rehearsed_in: str | None = None
@@ -102,6 +109,12 @@ def read_attempts(run_dir: RunDir) -> list[Attempt]:
         Attempt(**{**record, "nodes": tuple(record["nodes"]), "culprits": tuple(record.get("culprits", ()))})
         for record in records
     ]
+
+
+def has_ended(run_dir: RunDir, job_id: str) -> bool:
+    """Whether the run itself tells that its job has ended: then nobody need be asked."""
+    last = next((one for one in reversed(read_attempts(run_dir)) if one.job_id == job_id), None)
+    return last is not None and last.next.startswith("nothing")
 
 
 def begin_attempt(run_dir: RunDir, attempt: Attempt) -> None:

@@ -7,23 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from toolkit.cluster.base import (
-    Cluster,
-    JobSpec,
-    JobState,
-    PartitionLimits,
-    QueuedJob,
-    View,
-    ask_for_gpus,
-    find_partition,
-    make_spec,
-)
-from toolkit.cluster.view import longest_now, nodes_of, plan_starts
+from toolkit.cluster.base import Cluster, JobState, QueuedJob, View
+from toolkit.cluster.partitions import PartitionLimits, count_in_one, find_partition
+from toolkit.cluster.spec import JobSpec, ask_for_gpus, make_spec
+from toolkit.cluster.view import fitting_nodes, longest_now, plan_starts
 from toolkit.config.schema import ClusterSection
 from toolkit.errors import ClusterError
 from toolkit.launch.nodes import Exclusion, NodeLedger, choose_exclusions
+from toolkit.launch.placement import fill_section, place
 from toolkit.launch.start import Start, ask_start
-from toolkit.launch.submit import fill_section
 
 _MOST_ASKS = 5  # each is a call that the scheduler answers under its lock
 _SHORT_S = 600.0  # a gap that is no use to a run
@@ -35,7 +27,8 @@ class Outlook:
     """A run that is thought of, and what the cluster has for it."""
 
     view: View
-    partition: PartitionLimits
+    partition: PartitionLimits | None
+    """As far as the run gets it; None: see `question`."""
     nodes: int
     time_limit_s: int | None
     starts: tuple[Start, ...]
@@ -50,6 +43,8 @@ class Outlook:
     """What the ledger leaves out, everywhere."""
     left_out: tuple[str, ...]
     """Of those, what this run would leave out."""
+    question: str = ""
+    """What must be known before it can be said when a run would start, and how to say it; empty: nothing."""
 
     @property
     def num_usable(self) -> int:
@@ -70,34 +65,52 @@ def look_ahead(section: ClusterSection, cluster: Cluster, *, root: Path, nodes: 
         ClusterError: the scheduler does not answer, or there is no such partition.
     """
     view = cluster.look()
-    if not view.partitions:
-        raise ClusterError("Slurm shows no partition\n  a job needs one\n  ask the site which ones you may use")
-    partition = find_partition(view.partitions, section.partition)
     excluded = NodeLedger(root).excluded(view.time)
-    offered = [node.name for node in nodes_of(view, partition.name) if node.is_usable]
-    usable = [node for node in offered if node not in section.exclude]
+    if section.partition is not None:
+        find_partition(view.partitions, section.partition)  # one that does not exist is a mistake, and no question
+    wanted = section if nodes is None else replace(section, nodes=nodes)
+    try:
+        partition = place(find_partition(view.partitions, section.partition), wanted)
+    except ClusterError as error:
+        return _ask_back(view, excluded, wanted, question=str(error))
+    filled = fill_section(wanted, partition)
+    spec = _specify(filled, partition)
+    offered = [node for node in fitting_nodes(view, spec) if node.is_usable]
+    usable = [node.name for node in offered]
     if nodes is None:
-        good = len(set(usable) - set(excluded))
+        good = count_in_one((node for node in offered if node.name not in excluded), partition.names)
         nodes = max(1, min(good, partition.max_nodes or good))
-    filled = replace(fill_section(section, partition), nodes=nodes)
-    left_out = choose_exclusions(excluded, usable, filled.nodes)
-    exclude = {*filled.exclude, *left_out}
-    specs = [
-        replace(_specify(filled, partition), nodes=count, exclude=tuple(sorted(exclude)))
-        for count in _choose_counts(view, partition.name, filled, exclude)
-    ]
-    starts = _ask(cluster, specs, view)
+    left_out = choose_exclusions(excluded, usable, nodes)
+    spec = replace(spec, nodes=nodes, exclude=tuple(sorted({*spec.exclude, *left_out})))
+    starts = _ask(cluster, [replace(spec, nodes=count) for count in _choose_counts(view, spec)], view)
     return Outlook(
         view=view,
         partition=partition,
-        nodes=filled.nodes,
+        nodes=nodes,
         time_limit_s=filled.time_limit,
         starts=starts,
-        free_for_s=_find_gap(view, partition.name, starts[-1], filled.time_limit, exclude),
+        free_for_s=_find_gap(view, spec, starts[-1]),
         usable=tuple(usable),
-        unplanned_jobs=sum(_count_unplanned(job, partition.name) for job in view.jobs),
+        unplanned_jobs=sum(_count_unplanned(job, partition.names) for job in view.jobs),
         excluded=excluded,
         left_out=left_out,
+    )
+
+
+def _ask_back(view: View, excluded: Mapping[str, Exclusion], section: ClusterSection, *, question: str) -> Outlook:
+    """Show the cluster without an answer."""
+    return Outlook(
+        view=view,
+        partition=None,
+        nodes=section.nodes,
+        time_limit_s=section.time_limit,
+        starts=(),
+        free_for_s=None,
+        usable=(),
+        unplanned_jobs=0,
+        excluded=excluded,
+        left_out=(),
+        question=question,
     )
 
 
@@ -116,14 +129,13 @@ def _specify(section: ClusterSection, partition: PartitionLimits) -> JobSpec:
     return ask_for_gpus(spec, section, partition)
 
 
-def _choose_counts(view: View, partition: str, section: ClusterSection, exclude: set[str]) -> list[int]:
+def _choose_counts(view: View, spec: JobSpec) -> list[int]:
     """Choose what to ask for: what is wanted, and fewer nodes that would start before."""
-    steps = plan_starts(view, partition=partition, time_s=section.time_limit, exclude=exclude, preempted=())
-    fewer = [count for _, count in steps if count < section.nodes]
+    fewer = [count for _, count in plan_starts(view, spec, preempted=()) if count < spec.nodes]
     room = _MOST_ASKS - 1
     if len(fewer) > room:  # the ends, and some between them
         fewer = [fewer[round(index * (len(fewer) - 1) / (room - 1))] for index in range(room)]
-    return [*fewer, section.nodes]
+    return [*fewer, spec.nodes]
 
 
 def _ask(cluster: Cluster, specs: Sequence[JobSpec], view: View) -> tuple[Start, ...]:
@@ -131,16 +143,16 @@ def _ask(cluster: Cluster, specs: Sequence[JobSpec], view: View) -> tuple[Start,
         return tuple(threads.map(lambda spec: ask_start(cluster, spec, view), specs))
 
 
-def _find_gap(view: View, partition: str, last: Start, time_limit_s: int | None, exclude: set[str]) -> float | None:
+def _find_gap(view: View, spec: JobSpec, last: Start) -> float | None:
     if last.refusal or last.start_time == view.time:
         return None
-    length_s = longest_now(view, partition=partition, nodes=last.nodes, exclude=exclude)
-    is_of_use = length_s is not None and _SHORT_S <= length_s < (time_limit_s or math.inf)
+    length_s = longest_now(view, spec)
+    is_of_use = length_s is not None and _SHORT_S <= length_s < (spec.time_limit_s or math.inf)
     return length_s if is_of_use else None
 
 
-def _count_unplanned(job: QueuedJob, partition: str) -> int:
+def _count_unplanned(job: QueuedJob, partitions: Sequence[str]) -> int:
     """Count what Slurm's plan does not hold of a job that waits its turn: of an array all tasks but the first."""
-    if job.state is not JobState.PENDING or partition not in job.partitions or job.reason not in _IN_TURN:
+    if job.state is not JobState.PENDING or not set(partitions) & set(job.partitions) or job.reason not in _IN_TURN:
         return 0
     return job.num_tasks - bool(job.nodes)

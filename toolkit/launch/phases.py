@@ -5,9 +5,9 @@ from pathlib import Path
 from toolkit.checkpoint import layout
 from toolkit.checkpoint.upload import list_remote
 from toolkit.cluster.base import JobState, JobStatus
-from toolkit.config.load import load_config
 from toolkit.config.schema import RunConfig
 from toolkit.errors import Problem, ToolkitError
+from toolkit.launch.identity import read_config
 from toolkit.launch.ledger import read_attempts, read_failures
 from toolkit.launch.shrink import NUM_STEPS
 from toolkit.monitor import metrics
@@ -69,7 +69,7 @@ def find_trouble(run_dir: RunDir, status: JobStatus) -> Problem | None:
 
 def find_gap(run_dir: RunDir) -> Problem | None:
     """Look whether a rehearsal that has finished came through everything."""
-    cfg, attempts = load_config(run_dir.config_path).config, read_attempts(run_dir)
+    cfg, attempts = read_config(run_dir), read_attempts(run_dir)
     must = "the run would not go on by itself either"
     see = f"see {run_dir.logs_dir}"
     if not any(one.outcome == "REQUEUE" for one in attempts) or not attempts[-1].first_step:

@@ -9,6 +9,7 @@ simply handed in once more, and only the tasks that still have something to do.
 import json
 import os
 import sys
+import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,12 @@ from typing import Any
 import xxhash
 
 from toolkit import storage
-from toolkit.cluster.base import ARRAY_TASK, Cluster, JobSpec, PartitionLimits, find_partition, make_spec
+from toolkit.cluster.base import Cluster
 from toolkit.cluster.choose import open_cluster
+from toolkit.cluster.environment import fill_from_environment
+from toolkit.cluster.marks import follower_mark, owner_of
+from toolkit.cluster.partitions import PartitionLimits, find_partition
+from toolkit.cluster.spec import ARRAY_TASK, JobSpec, make_spec
 from toolkit.config.load import find_profile, load_config
 from toolkit.config.schema import ClusterSection, DataSection
 from toolkit.data.manifest import NAME as MANIFEST
@@ -25,8 +30,9 @@ from toolkit.data.prepare.preparation import PLAN, Preparation, is_finished, mak
 from toolkit.data.prepare.tokenizer import load_tokenizer
 from toolkit.data.prepare.tokens import begin, progress
 from toolkit.data.text.hub import PREFIX as HUB_PREFIX
-from toolkit.launch.snapshot import checkout_dir, freeze_code
+from toolkit.launch.snapshot import checkout_dir, freeze_code, name_code
 
+_FINISH = "finish"
 _SCRIPT = "data_prep.tokenize_corpus"  # by -m: a script's folder, not the frozen code, would head its path
 
 
@@ -76,18 +82,18 @@ def plan_jobs(
         asked: what to make.
         out: directory or URL of the dataset.
         root: directory of runs, which all nodes see.
-        num_tasks: tasks of the array; the dataset does not depend on it.
+        num_tasks: most tasks of the array; the dataset does not depend on it, so a cluster may set a lower limit.
         section: account, environment and the like.
         partition: where they run.
     """
-    name = Path(out.rstrip("/")).name
+    name, num_tasks = Path(out.rstrip("/")).name, choose_num_tasks(num_tasks, partition)
     jobs_dir = root.absolute() / ".prepare" / f"{name}-{xxhash.xxh3_64_hexdigest(out.encode())[:8]}"
     part = ("--task", ARRAY_TASK, "--num-tasks", str(num_tasks))
     share = make_spec(
         section,
         name=f"prepare-{name}",
         command=(sys.executable, "-m", _SCRIPT, "--out", out, *part),
-        work_dir=jobs_dir / "code",
+        work_dir=name_code(jobs_dir / "code"),
         log_dir=jobs_dir / "logs",
         nodes=1,
         tasks_per_node=1,
@@ -97,6 +103,11 @@ def plan_jobs(
     command = (sys.executable, "-m", _SCRIPT, "--out", out)
     merge = replace(share, name=f"finish-{name}", command=command, cpus_per_task=1, array=(), dependency="afterok:JOB")
     return PreparationJobs(asked=asked, out=out, jobs_dir=jobs_dir, num_tasks=num_tasks, share=share, merge=merge)
+
+
+def choose_num_tasks(wanted: int, partition: PartitionLimits) -> int:
+    """Choose the tasks of the array: not more than one may have here."""
+    return min(wanted, partition.max_array_tasks or wanted)
 
 
 def hand_in(asked: Preparation, *, out: str, num_tasks: int) -> dict[str, Any]:
@@ -109,13 +120,15 @@ def hand_in(asked: Preparation, *, out: str, num_tasks: int) -> dict[str, Any]:
     cfg = load_config(None, profile=profile).config
     root = Path(cfg.run.root).absolute()
     cluster = open_cluster(cfg.cluster.scheduler, state_dir=root / ".cluster")
+    section = fill_from_environment(cfg.cluster, os.environ) if cluster.name == "slurm" else cfg.cluster
+    partition = find_partition(cluster.limits(), section.partition)
     jobs = plan_jobs(
         replace(asked, inputs=tuple(map(storage.make_absolute, asked.inputs))),
         out=storage.make_absolute(out),
         root=root,
         num_tasks=num_tasks,
-        section=cfg.cluster,
-        partition=find_partition(cluster.limits(), cfg.cluster.partition),
+        section=section if partition.is_default else replace(section, partition=partition.name),
+        partition=partition,
     )
     job_id = submit_jobs(jobs, cluster)
     return {"dataset": jobs.out, "last_job": job_id or "none: it stands", "scripts_and_logs": str(jobs.jobs_dir)}
@@ -151,25 +164,29 @@ def submit_jobs(jobs: PreparationJobs, cluster: Cluster) -> str | None:
     Returns:
         The last job's id; None: the dataset is finished.
     """
-    job_path = jobs.jobs_dir / "job.json"
-    if job_path.is_file():
-        known = json.loads(job_path.read_text(encoding="utf-8"))
-        before = open_cluster(known["scheduler"], state_dir=Path(known["state_dir"]))
-        if before.state(known["job_id"]).state.is_live:
-            return str(known["job_id"])
+    finish = f"{_FINISH}-{uuid.uuid4().hex[:12]}"
+    owner = xxhash.xxh3_64_hexdigest(str(jobs.jobs_dir).encode())
+    # a job is known by its mark: its number may be another one's by now, or on another cluster
+    at_it = [job for job in cluster.own_jobs() if owner_of(job.mark) == owner and job.state.is_live]
+    last = next((job.job_id for job in at_it if f":{_FINISH}-" in job.mark), None)
+    if last is not None:
+        return last
+    share_id = next((job.job_id for job in at_it), None)
     partial_dir = begin(jobs.asked, jobs.out)
     if partial_dir is None:
         return None
-    freeze_code(jobs.jobs_dir / "code")
+    work_dir = freeze_code(jobs.jobs_dir / "code")
     (jobs.jobs_dir / "logs").mkdir(exist_ok=True)
-    dependency = None
-    if todo := _open_tasks(partial_dir, num_tasks=jobs.num_tasks):
-        share_id = cluster.submit(replace(jobs.share, array=todo), script_path=jobs.jobs_dir / "share.sbatch")
-        dependency = f"afterok:{share_id}"
-    job_id = cluster.submit(replace(jobs.merge, dependency=dependency), script_path=jobs.jobs_dir / "merge.sbatch")
-    state_dir = str(jobs.jobs_dir.parents[1] / ".cluster")
-    job = {"scheduler": cluster.name, "job_id": job_id, "state_dir": state_dir}
-    storage.write_atomic(str(job_path), (json.dumps(job) + "\n").encode())
+    todo = _open_tasks(partial_dir, num_tasks=jobs.num_tasks)
+    if todo and share_id is None:
+        mark = follower_mark(owner, finish.replace(_FINISH, "share"))
+        share = replace(jobs.share, array=todo, work_dir=work_dir, mark=mark)
+        share_id = cluster.submit(share, script_path=jobs.jobs_dir / "share.sbatch")
+    dependency = f"afterok:{share_id}" if share_id else None
+    merge = replace(jobs.merge, dependency=dependency, work_dir=work_dir, mark=follower_mark(owner, finish))
+    job_id = cluster.submit(merge, script_path=jobs.jobs_dir / "merge.sbatch")
+    job = {"scheduler": cluster.name, "job_id": job_id, "state_dir": str(jobs.jobs_dir.parents[1] / ".cluster")}
+    storage.write_atomic(str(jobs.jobs_dir / "job.json"), (json.dumps(job) + "\n").encode())
     return job_id
 
 

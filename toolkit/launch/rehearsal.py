@@ -18,17 +18,20 @@ from pathlib import Path
 import psutil
 
 from toolkit import storage
-from toolkit.cluster.base import Cluster, JobSpec, make_spec
+from toolkit.cluster.base import Cluster
 from toolkit.cluster.local import LocalCluster
+from toolkit.cluster.marks import new_mark
+from toolkit.cluster.spec import JobSpec, make_spec
 from toolkit.config.load import dump_config
 from toolkit.config.schema import RunConfig
 from toolkit.errors import Problem, RefusedError, RunError, StorageError, ToolkitError
+from toolkit.launch.identity import settle
 from toolkit.launch.jobs import job_status, state_dir
 from toolkit.launch.ledger import JobRecord, find_job_record, write_job_record
 from toolkit.launch.phases import find_gap, find_trouble, list_phases
 from toolkit.launch.prepare import stands
 from toolkit.launch.shrink import ON_CPU, ON_GPU, shrink
-from toolkit.launch.snapshot import freeze_code
+from toolkit.launch.snapshot import freeze_code, name_code
 from toolkit.launch.start import ask_whether
 from toolkit.rundir import RunDir
 
@@ -102,7 +105,7 @@ def plan_here(cfg: RunConfig) -> Rehearsal:
         section,
         name=f"rehearse-{cfg.run.name}",
         command=(sys.executable, "-m", "toolkit.launch.job", str(run_dir.root)),
-        work_dir=run_dir.code_dir,
+        work_dir=name_code(run_dir.code_dir),
         log_dir=run_dir.logs_dir,
         nodes=section.nodes,
         tasks_per_node=section.gpus_per_node or 1,
@@ -145,7 +148,7 @@ def plan_on_cluster(cfg: RunConfig, spec: JobSpec, cluster: Cluster) -> Rehearsa
         name=f"rehearse-{cfg.run.name}",
         command=(sys.executable, "-m", "toolkit.launch.job", str(run_dir.root)),
         epilogue=(sys.executable, "-m", "toolkit.launch.rehearsed", str(run_dir.root)),
-        work_dir=run_dir.code_dir,
+        work_dir=name_code(run_dir.code_dir),
         log_dir=run_dir.logs_dir,
         nodes=small.cluster.nodes,
         tasks_per_node=num_tasks,
@@ -153,7 +156,7 @@ def plan_on_cluster(cfg: RunConfig, spec: JobSpec, cluster: Cluster) -> Rehearsa
         time_limit_s=limit_s,
         signal_delay_s=small.cluster.signal_delay_s,
     )
-    _, refusal = ask_whether(cluster, own)
+    _, refusal = ask_whether(cluster, own, cluster.look())
     if refusal:
         must = "the rehearsal asks for the same as the run, with fewer nodes and less time"
         raise RefusedError([Problem(f"its rehearsal: {refusal}", must, "rehearse here: leave out --on-cluster")])
@@ -252,11 +255,15 @@ def hand_in(rehearsal: Rehearsal, *, code_dir: Path | None, dependency: str | No
     with _writes(rehearsal.folder):
         run_dir.logs_dir.mkdir(parents=True)
         run_dir.root.chmod(0o700)  # its code is executed
-        freeze_code(run_dir.code_dir, source_dir=code_dir)
+        work_dir = freeze_code(run_dir.code_dir, source_dir=code_dir)
     storage.write_atomic(str(run_dir.config_path), dump_config(rehearsal.cfg).encode())
-    spec = replace(rehearsal.spec, dependency=dependency)
-    job_id = rehearsal.cluster.submit(spec, script_path=run_dir.script_path)
-    write_job_record(run_dir, JobRecord(scheduler=rehearsal.cluster.name, job_id=job_id, attempts_before=0))
+    cluster, mark = rehearsal.cluster, new_mark(settle(run_dir).run_id)
+    record = JobRecord(scheduler=cluster.name, job_id="", mark=mark, cluster=cluster.identify(), attempts_before=0)
+    write_job_record(run_dir, record)
+    spec = replace(rehearsal.spec, dependency=dependency, work_dir=work_dir, mark=mark)
+    job_id = cluster.submit(spec, script_path=run_dir.script_path)
+    if (known := find_job_record(run_dir)) is None or not known.job_id:
+        write_job_record(run_dir, replace(record, job_id=job_id))
     return job_id
 
 

@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 from toolkit.cluster.choose import OwnJob, read_own_job
-from toolkit.config.load import load_config
 from toolkit.errors import EXIT_BUG, EXIT_DONE, ToolkitError
 from toolkit.launch import after
+from toolkit.launch.identity import read_config
 from toolkit.launch.ledger import Attempt, find_job_record, read_attempts
 from toolkit.launch.nodes import NodeLedger
 from toolkit.launch.phases import find_gap
@@ -47,7 +47,7 @@ def conclude(run_dir: RunDir, code: int, own: OwnJob) -> int:
         log.error("%s", gap.what)
         return EXIT_BUG
     try:
-        remove_checkpoints(load_config(run_dir.config_path).config, run_dir)
+        remove_checkpoints(read_config(run_dir), run_dir)
     except (OSError, ToolkitError) as error:  # the rehearsal was good all the same
         log.warning("checkpoints of the rehearsal are left: %s", error)
     return EXIT_DONE

@@ -209,7 +209,8 @@ def share_cores(cpu: Hardware, *, ranks: int, cores: int) -> Hardware:
 def find_hardware(gpu_type: str | None, *, site: Mapping[str, Hardware] | None = None) -> Hardware:
     """Find a device by a name as Slurm's gres types write it (h100, nvidia_a100_80gb_pcie); None: CPU.
 
-    A memory written in the name (16gb, or a MIG slice 1g.10gb) holds where it is smaller than the table's.
+    A memory written in the name (16gb) holds where it is smaller than the table's; a MIG slice (3g.20gb) has its part
+    of the units and of the traffic too.
 
     Args:
         gpu_type: the name.
@@ -220,6 +221,9 @@ def find_hardware(gpu_type: str | None, *, site: Mapping[str, Hardware] | None =
     """
     if gpu_type is None:
         return CPU
+    part = re.fullmatch(r"(.+?)[^a-z0-9](\d)g\.(\d+)gb", gpu_type.lower())
+    if part is not None and gpu_type not in (site or {}):
+        return _slice(part[1], compute=int(part[2]), memory_gib=int(part[3]), site=site)
     name = re.sub(r"[^a-z0-9]", "", gpu_type.lower())
     for key, gpu in (site or {}).items():
         if re.sub(r"[^a-z0-9]", "", key.lower()) in name:
@@ -234,6 +238,24 @@ def find_hardware(gpu_type: str | None, *, site: Mapping[str, Hardware] | None =
     assert found.memory_bytes is not None, f"{found.name} of the table has no memory"
     written = re.search(r"(\d+)gb", gpu_type.lower())
     return replace(found, memory_bytes=min(found.memory_bytes, _gib(int(written[1])))) if written else found
+
+
+def _slice(gpu_type: str, *, compute: int, memory_gib: int, site: Mapping[str, Hardware] | None) -> Hardware:
+    """Give a MIG slice with so many of the seven parts of the units; its memory's traffic is in eighths.
+
+    Source: NVIDIA MIG user guide, profiles of A100 and H100 (3g has four eighths of the memory).
+    """
+    eighths = {1: 1, 2: 2, 3: 4, 4: 4}.get(compute, 8)
+    gpu = find_hardware(f"{gpu_type}-{memory_gib * 8 // eighths}gb", site=site)  # the memory tells which card it is
+    assert gpu.memory_bytes is not None, f"{gpu.name} has no memory of its own"
+    return replace(
+        gpu,
+        name=f"{gpu.name} {compute}g.{memory_gib}gb",
+        peak_bf16_flops=gpu.peak_bf16_flops * compute / 7,
+        peak_fp32_flops=gpu.peak_fp32_flops * compute / 7,
+        memory_bytes=min(gpu.memory_bytes, _gib(memory_gib)),
+        memory_bytes_per_s=gpu.memory_bytes_per_s * eighths / 8,
+    )
 
 
 def _unknown(gpu_type: str, known: Sequence[str]) -> Problem:

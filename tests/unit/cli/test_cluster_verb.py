@@ -4,12 +4,15 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 from rich.console import Console
 
+from tests.slurm_sites import view_site
 from tests.unit.launch.test_outlook import NOW, RecordedCluster, look
 from toolkit.cli.cluster import describe, print_outlook
+from toolkit.cluster.base import Cluster
 from toolkit.cluster.local import LocalCluster
 from toolkit.config.schema import ClusterSection
 from toolkit.errors import ClusterError
@@ -73,3 +76,17 @@ def test_json_has_everything(tmp_path: Path) -> None:
     assert [start["nodes"] for start in plain["starts"]] == [2, 3, 4]
     assert plain["view"]["jobs"][0]["state"] == "RUNNING"
     assert plain["view"]["is_emulated"] is False
+
+
+@pytest.mark.parametrize("site", ["acct", "mig", "private"])
+def test_sites_of_other_shapes_fit_on_the_screen(tmp_path: Path, site: str) -> None:
+    cluster = RecordedCluster()
+    cluster.view = view_site(site)
+    outlook = look_ahead(ClusterSection(), cast("Cluster", cluster), root=tmp_path, nodes=1)
+    lines = [line.rstrip() for line in screen(outlook).splitlines()]
+    assert max(map(len, lines)) <= 80
+    told = " ".join(" ".join(lines).split())
+    assert ("this site does not show what they do" in told) == (site == "private")
+    assert "set" in lines[-1] or "set" in lines[-2]
+    plain = json.loads(json.dumps(describe(outlook)))
+    assert (plain["partition"], plain["question"]) == (None, outlook.question)

@@ -3,33 +3,78 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from toolkit.cluster.answers import expand_nodes, parse_job, parse_nodes, parse_partitions, parse_time
-from toolkit.cluster.base import Fate, JobSpec, JobState
-from toolkit.cluster.slurm import SlurmCluster, fill_from_environment
-from toolkit.config.schema import ClusterSection
+from tests.slurm_sites import make_job
+from toolkit.cluster.answers import parse_job, parse_time
+from toolkit.cluster.base import Fate, JobState
+from toolkit.cluster.slurm import SlurmCluster
+from toolkit.cluster.spec import JobSpec
+
+SPEC = JobSpec(
+    name="pilot",
+    command=("python3", "-m", "toolkit.launch.job", "/runs/my pilot"),
+    work_dir=Path("/runs/my pilot/code"),
+    log_dir=Path("/runs/my pilot/logs"),
+    nodes=8,
+    tasks_per_node=8,
+    gpus_per_node=8,
+    gpu_type="h100",
+    cpus_per_task=12,
+    time_limit_s=86_400,
+    account="physics",
+    partition="gpu",
+    exclude=("node3", "node4"),
+    setup=("module load cuda",),
+    env={"NCCL_DEBUG": "WARN"},
+    sbatch_extra={"exclusive": True},
+    mark="toolkit:abc:1",
+    epilogue=("python3", "-m", "toolkit.launch.after", "/runs/my pilot"),
+)
 
 
 def test_the_job_script_is_the_one_that_was_read(golden: Callable[[str, str], None]) -> None:
-    spec = JobSpec(
-        name="pilot",
-        command=("python3", "-m", "toolkit.launch.job", "/runs/my pilot"),
-        work_dir=Path("/runs/my pilot/code"),
-        log_dir=Path("/runs/my pilot/logs"),
-        nodes=8,
-        tasks_per_node=8,
-        gpus_per_node=8,
-        gpu_type="h100",
-        cpus_per_task=12,
-        time_limit_s=86_400,
-        account="physics",
-        partition="gpu",
-        exclude=("node3", "node4"),
-        setup=("module load cuda",),
-        env={"NCCL_DEBUG": "WARN"},
-        sbatch_extra={"exclusive": True},
-        epilogue=("python3", "-m", "toolkit.launch.after", "/runs/my pilot"),
+    golden("job.sbatch", SlurmCluster().render(SPEC))
+
+
+def flags(**fields: object) -> dict[str, str]:
+    script = SlurmCluster().render(make_job("gpu", **{"time_limit_s": 3600, **fields}))
+    lines = [
+        line.removeprefix("#SBATCH --").partition("=") for line in script.splitlines() if line.startswith("#SBATCH")
+    ]
+    assert len({name for name, _, _ in lines}) == len(lines), "a flag stands twice"
+    return {name: value for name, _, value in lines}
+
+
+def test_a_job_without_a_limit_says_so_and_does_not_get_the_default_of_its_partition() -> None:
+    assert flags(time_limit_s=None)["time"] == "UNLIMITED"
+    assert flags()["time"] == "60"
+
+
+def test_a_reservation_and_no_requeue_stand_in_the_script() -> None:
+    assert flags(reservation="course")["reservation"] == "course"
+    assert "requeue" not in flags(requeue=False)
+    assert "no-requeue" in flags(requeue=False)
+
+
+def test_null_and_false_take_away_a_flag_of_ours() -> None:
+    gone = {"gpus-per-node": None, "signal": False, "requeue": None, "cpus_per_task": None}
+    left = flags(gpus_per_node=8, cpus_per_task=4, sbatch_extra=gone)
+    assert not {"gpus-per-node", "signal", "requeue", "no-requeue", "cpus-per-task"} & set(left)
+    assert "None" not in left.values()
+
+
+def test_a_flag_of_the_user_stands_in_place_of_ours_however_it_is_written() -> None:
+    assert flags(cpus_per_task=4, sbatch_extra={"cpus-per-task": 2})["cpus-per-task"] == "2"
+    assert flags(sbatch_extra={"ntasks_per_node": 3})["ntasks-per-node"] == "3"
+    left = flags(
+        gpus_per_node=8, mem_per_node="9G", sbatch_extra={"gres": "gpu:8", "no-requeue": True, "mem-per-cpu": 1}
     )
-    golden("job.sbatch", SlurmCluster().render(spec))
+    assert left["gres"] == "gpu:8"
+    assert not {"gpus-per-node", "requeue", "mem"} & set(left)
+    assert flags(gpus_per_node=8, sbatch_extra={"gres": "nvme:1"})["gpus-per-node"] == "8"
+
+
+def test_many_excluded_nodes_are_one_short_line() -> None:
+    assert flags(exclude=tuple(f"n{index:03d}" for index in range(600)))["exclude"] == "'n[000-599]'"
 
 
 def test_a_requeued_job_is_told_from_one_that_never_ran() -> None:
@@ -43,27 +88,6 @@ def test_a_requeued_job_is_told_from_one_that_never_ran() -> None:
     assert status.end_time is not None
     assert status.start_time is not None
     assert status.end_time - status.start_time == 3600
-
-
-def test_node_lists_are_expanded() -> None:
-    assert expand_nodes("gpu[08-10,12],head") == ["gpu08", "gpu09", "gpu10", "gpu12", "head"]
-    assert expand_nodes("(null)") == []
-
-
-def test_partitions_are_read_with_the_default_first() -> None:
-    text = "\n".join(
-        [
-            "low|node1|idle|(null)|8|1000|4:00:00|30:00",
-            "main*|node1|idle|gpu:h100:8(S:0-1)|8|1000|2-00:00:00|1:00:00",
-            "main*|node2|down*|gpu:h100:8|4|900|2-00:00:00|1:00:00",
-        ]
-    )
-    main, low = parse_partitions(text)
-    assert (main.name, main.is_default, main.max_time_s, main.gpus_per_node, main.gpu_type) == (
-        "main", True, 172_800, 8, "h100",
-    )  # fmt: skip
-    assert (main.num_nodes, main.nodes_usable, main.cpus_per_node) == (2, 1, 4)
-    assert (low.name, low.max_time_s, low.gpus_per_node) == ("low", 14_400, 0)
 
 
 def test_times_without_a_limit_are_none() -> None:
@@ -91,18 +115,3 @@ def test_what_a_job_may_do_is_read() -> None:
     assert (status.can_requeue, status.exclude, status.time_limit_s) == (False, ("n1", "n2"), 86_400)
     status = parse_job("JobId=7 JobState=RUNNING Requeue=1 TimeLimit=UNLIMITED", exit_note=lambda path: "")
     assert (status.can_requeue, status.exclude, status.time_limit_s) == (True, (), None)
-
-
-def test_nodes_are_read_with_their_reason() -> None:
-    text = "low|n1|idle|none\nmain*|n1|mixed|none\nmain*|n2|down*|Not responding\nmain*|n3|drained|fan | broken"
-    assert [(node.name, node.is_usable, node.reason) for node in parse_nodes(text, partition=None)] == [
-        ("n1", True, ""), ("n2", False, "Not responding"), ("n3", False, "fan | broken"),
-    ]  # fmt: skip
-    assert [node.name for node in parse_nodes(text, partition="low")] == ["n1"]
-    assert len(parse_nodes(text, partition="main")) == 3
-
-
-def test_what_the_shell_says_of_account_and_partition_is_taken_where_nothing_else_is_said() -> None:
-    environ = {"SBATCH_ACCOUNT": "physics", "SBATCH_PARTITION": "low", "SBATCH_QOS": "", "SBATCH_RESERVATION": "mine"}
-    filled = fill_from_environment(ClusterSection(partition="main"), environ)
-    assert (filled.account, filled.partition, filled.qos) == ("physics", "main", None)

@@ -6,23 +6,25 @@ planned by Slurm's backfill, at the times that these tests expect.
 
 from dataclasses import replace
 from datetime import datetime
-from pathlib import Path
 
 import pytest
 
+from tests.slurm_sites import change_nodes, make_job, read_recorded, view_site
 from toolkit.cluster.base import JobState, View
+from toolkit.cluster.inventory import read_inventory
+from toolkit.cluster.spec import JobSpec
 from toolkit.cluster.view import (
+    could_ever_start,
+    fitting_nodes,
     longest_now,
     nodes_of,
     plan_starts,
     read_preempted,
     read_start,
     read_view,
-    shorten_nodes,
     waiting,
 )
 
-RECORDED = Path(__file__).parent / "recorded"
 HOUR_S = 3600.0
 
 
@@ -35,12 +37,22 @@ NOW = at("02:17:41")
 
 @pytest.fixture
 def view() -> View:
-    texts = [(RECORDED / f"{name}.txt").read_text(encoding="utf-8") for name in ("sinfo", "squeue", "reservations")]
-    return read_view(*texts, now=NOW)
+    return read_main()
+
+
+def read_main(**changed: str) -> View:
+    names = ("partitions", "sinfo", "squeue", "reservations")
+    partitions, nodes, jobs, reservations = (changed.get(name) or read_recorded(f"{name}.txt") for name in names)
+    inventory = read_inventory(partitions, nodes, config="", groups=())
+    return read_view(inventory, jobs, reservations, config="MaxJobCount = 10000", now=NOW)
+
+
+def hours_of(hours: float, **fields: object) -> JobSpec:
+    return make_job("main", time_limit_s=round(hours * HOUR_S), **fields)  # type: ignore[arg-type]
 
 
 def starts(view: View, hours: float, *, exclude: tuple[str, ...] = (), preempted: tuple[str, ...] = ()) -> list[object]:
-    steps = plan_starts(view, partition="main", time_s=hours * HOUR_S, exclude=exclude, preempted=preempted)
+    steps = plan_starts(view, hours_of(hours, exclude=exclude), preempted=preempted)
     return [(datetime.fromtimestamp(moment).strftime("%d %H:%M:%S"), count) for moment, count in steps]
 
 
@@ -62,10 +74,12 @@ def test_partitions_are_read_with_their_limits(view: View) -> None:
     assert [(one.name, one.is_default, one.max_time_s, one.nodes_usable) for one in view.partitions] == [
         ("main", True, 172_800, 6), ("low", False, 14_400, 6),
     ]  # fmt: skip
-    text = (RECORDED / "sinfo.txt").read_text(encoding="utf-8")
-    text = text.replace("|up|1-infinite|", "|drain|1-4|") + "empty||n/a|(null)||0/0/0/0|0|1:00:00|n/a|up|1-infinite|||"
-    main, _ = read_view(text, "", "No reservations in the system", now=NOW).partitions
-    assert (main.is_up, main.max_nodes, main.cpus_per_node, main.gpu_type) == (False, 4, 64, "h100")
+    text = (
+        read_recorded("partitions.txt").replace("State=UP", "State=DRAIN").replace("MaxNodes=UNLIMITED", "MaxNodes=4")
+    )
+    main, _ = read_main(partitions=text).partitions
+    assert (main.is_up, main.takes_jobs, main.max_nodes, main.cpus_per_node) == (False, False, 4, 64)
+    assert (main.gpus_per_node, main.gpu_type, main.mem_per_node_mib) == (8, "h100", 512_000)
 
 
 def test_the_queue_is_in_order_and_tells_what_is_planned(view: View) -> None:
@@ -86,9 +100,9 @@ def test_the_queue_is_in_order_and_tells_what_is_planned(view: View) -> None:
 def test_a_short_run_gets_the_gap_before_a_job_that_is_planned(view: View) -> None:
     assert starts(view, 1)[:2] == [("25 02:17:41", 2), ("25 02:44:19", 3)]
     assert ("25 02:17:41", 2) not in starts(view, 3)
-    gap_s = longest_now(view, partition="main", nodes=2, exclude=())
+    gap_s = longest_now(view, make_job("main", nodes=2))
     assert gap_s == at("05:04:19") - NOW
-    assert longest_now(view, partition="main", nodes=3, exclude=()) is None
+    assert longest_now(view, make_job("main", nodes=3)) is None
 
 
 def test_jobs_that_make_way_free_their_nodes_at_once(view: View) -> None:
@@ -119,7 +133,61 @@ def test_what_test_only_says_is_read() -> None:
     assert read_start("") is None
 
 
-def test_names_are_written_in_the_short_form() -> None:
-    assert shorten_nodes(["node1", "node2", "node5", "head"]) == "head,node[1-2,5]"
-    assert shorten_nodes(["gpu08", "gpu09", "gpu10", "rack2-n7"]) == "gpu[08-10],rack2-n7"
-    assert shorten_nodes([]) == ""
+def test_jobs_that_ended_a_moment_ago_are_counted_and_not_shown(view: View) -> None:
+    times = "|".join(f"2026-11-25T02:0{minute}:00" for minute in range(3))
+    ended = f"9|COMPLETED|main|root|1|gres:gpu:8|1|{times}|1:00:00|||None"
+    more = read_main(squeue=read_recorded("squeue.txt") + ended + "\n")
+    assert more.jobs == view.jobs
+    assert (more.num_jobs, more.max_jobs) == (view.num_jobs + 1, 10_000)
+
+
+def test_the_nodes_of_a_reservation_are_for_the_jobs_in_it_as_long_as_it_lasts(view: View) -> None:
+    begin = at("08:06:57") + 24 * HOUR_S
+    inside = plan_starts(view, hours_of(1, reservation="maint"), preempted=())
+    assert [(round(moment - begin), count) for moment, count in inside] == [(0, 2)]
+    assert plan_starts(view, hours_of(9, reservation="maint"), preempted=()) == []
+
+
+def test_only_nodes_that_have_what_a_job_asks_for_are_counted() -> None:
+    acct = view_site("acct")
+    names = {
+        ("gpu", "a100", 4): 2, ("gpu", "a100", 8): 0, ("gpu", "h100", 8): 4, ("gpu", None, 4): 6, ("all", None, 0): 8,
+        ("cpuq", None, 1): 0, ("h100,a100", "a100", 4): 2,
+    }  # fmt: skip
+    for (partition, kind, count), expected in names.items():
+        found = fitting_nodes(acct, make_job(partition, gpus_per_node=count, gpu_type=kind))
+        assert len(found) == expected, (partition, kind, count)
+    assert len(fitting_nodes(acct, make_job("all", cpus_per_task=64))) == 4
+    assert len(fitting_nodes(acct, make_job("all", mem_per_node="300G"))) == 4
+    assert len(fitting_nodes(acct, make_job("all", exclude=("cpu1", "gpu-b01")))) == 6
+    assert [node.name for node in fitting_nodes(view_site("mig"), make_job("everything", constraint="ib"))] == [
+        "plain1", "plain2", "plain3",
+    ]  # fmt: skip
+
+
+def test_a_job_runs_in_one_of_several_partitions_and_starts_where_it_can_first() -> None:
+    acct = view_site("acct")
+    steps = plan_starts(acct, make_job("h100,a100", time_limit_s=60), preempted=())
+    assert steps == [(acct.time, 4)]  # not six: its nodes lie in one of them
+
+
+def test_nodes_that_are_out_are_told_from_nodes_that_never_come() -> None:
+    """What sbatch then said to the same jobs: it took the first ones, and refused the others."""
+    acct = change_nodes(view_site("acct"), {"gpu-b01": "drained", "gpu-b02": "down"})
+    a100 = {"gpus_per_node": 4, "gpu_type": "a100"}
+    assert could_ever_start(acct, make_job("a100", nodes=2))
+    assert could_ever_start(acct, make_job("gpu", nodes=2, **a100))
+    assert not could_ever_start(acct, make_job("gpu", nodes=3, **a100))
+    assert not could_ever_start(acct, make_job("gpu", gpus_per_node=8, gpu_type="a100"))
+    assert not could_ever_start(acct, make_job("a100", cpus_per_task=40))
+    assert not could_ever_start(acct, make_job("a100", nodes=2, exclude=("gpu-b02",)))
+    assert not could_ever_start(
+        view_site("acct"), make_job("a100", nodes=2)
+    )  # all are there: it must be something else
+    assert could_ever_start(view_site("private"), make_job("work")) is None
+
+
+def test_nodes_that_are_reserved_before_a_job_would_end_are_out_of_its_reach(view: View) -> None:
+    until_s = at("08:06:57") + 24 * HOUR_S - NOW
+    assert could_ever_start(view, make_job("main", nodes=6, time_limit_s=round(until_s) + 60))
+    assert not could_ever_start(view, make_job("main", nodes=6, time_limit_s=round(until_s) - 60))

@@ -48,7 +48,8 @@ class Scheduler(LocalCluster):
     def requeue(self, job_id: str) -> None:
         self._take("requeue")
 
-    def follow_up(self, job_id: str, *, script_path: Path, exclude: Any) -> str:
+    def follow_up(self, job_id: str, *, script_path: Path, exclude: Any, mark: str, pass_env: Any) -> str:
+        assert mark.endswith(":after-7.0")  # the same for whoever asks again
         self._take("follow_up", *exclude)
         return "8"
 

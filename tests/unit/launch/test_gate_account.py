@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.gate import GPUS, FakeSlurm, make_context, verdicts, with_spec
-from toolkit.cluster.accounting import Accounting, read_accounting
+from toolkit.cluster.accounting import Accounting, AccountLimit, read_accounting
 from toolkit.launch.gate.account import check_account
 from toolkit.launch.gate.context import Context
 from toolkit.launch.gate.finding import Finding
@@ -118,3 +118,69 @@ def test_limits_that_are_not_enforced_and_clusters_without_accounting_are_only_n
     )
     assert nothing is None
     assert verdicts(check_account(replace(context, cluster=FakeSlurm()))) == {"account": "note"}  # type: ignore[arg-type]
+
+
+def with_qos(**limits: tuple[AccountLimit, ...]) -> Accounting:
+    return replace(accounts(), qos={**accounts().qos, **limits})
+
+
+def wall(owner: str, minutes: float) -> AccountLimit:
+    return AccountLimit(owner=owner, word="MaxWallPJ", resource="", most=minutes, used=0)
+
+
+def in_partition(tmp_path: Path, accounting: Accounting, **fields: object) -> Context:
+    partition = replace(GPUS, name="main", **fields)  # type: ignore[arg-type]
+    context = make_context(tmp_path, cluster=FakeSlurm(accounts=accounting), partition=partition)
+    return with_spec(context, account="bio", qos="normal", nodes=1, gpus_per_node=2, time_limit_s=HOUR_S)
+
+
+def test_limits_of_the_partitions_own_qos_hold_for_every_job_in_it(tmp_path: Path) -> None:
+    accounting = with_qos(pq=(wall("QOS pq", 30),), normal=(wall("QOS normal", 600),))
+    found = check_account(in_partition(tmp_path, accounting, qos=("pq",)))
+    assert [(one.what, one.remedy) for one in found] == [
+        ("QOS pq allows MaxWallPJ 30 min, the job asks for 1 h",
+         "ask for --time 30m: the run requeues itself until it is done"),
+    ]  # fmt: skip
+    assert verdicts(check_account(in_partition(tmp_path, accounting))) == {"account": "ok"}
+
+
+def test_a_qos_may_come_before_that_of_the_partition(tmp_path: Path) -> None:
+    accounting = with_qos(pq=(wall("QOS pq", 30),), normal=(wall("QOS normal", 600),))
+    over = replace(accounting, over_partition_qos=frozenset({"normal"}))
+    assert verdicts(check_account(in_partition(tmp_path, over, qos=("pq",)))) == {"account": "ok"}
+    rows = "normal|||||DenyOnLimit,OverPartQOS\n"
+    told = read_accounting(CONFIG, RECORDED, qos_rows=rows, association_rows="", user="root", uid=0)
+    assert told is not None
+    assert told.over_partition_qos == {"normal"}
+
+
+def test_a_job_that_asks_for_no_limit_is_over_every_limit_of_time(tmp_path: Path) -> None:
+    endless = with_spec(in_partition(tmp_path, with_qos(normal=(wall("QOS normal", 600),))), time_limit_s=None)
+    (found,) = check_account(endless)
+    assert found.what == "QOS normal allows MaxWallPJ 10 h, the job asks for no time limit"
+
+
+def test_a_partition_that_takes_no_jobs_of_the_account_or_the_qos_is_refused_with_one_that_it_takes(
+    tmp_path: Path,
+) -> None:
+    (found,) = check_account(in_partition(tmp_path, accounts(), allowed_accounts=("physics", "vip")))
+    assert (found.verdict.value, found.what) == ("refused", "partition main takes no jobs of account bio")
+    assert (found.reason, found.remedy) == ("it has AllowAccounts=physics,vip", "set cluster.account=physics")
+    (found,) = check_account(in_partition(tmp_path, accounts(), denied_accounts=("bio", "physics", "root")))
+    assert found.remedy == "use another --partition: none of your accounts may use it"
+    (found,) = check_account(in_partition(tmp_path, accounts(), denied_qos=("normal",)))
+    assert (found.what, found.reason) == ("partition main takes no jobs of QOS normal", "it has DenyQos=normal")
+
+
+def test_all_jobs_that_are_handed_in_count_towards_what_may_be_submitted(tmp_path: Path) -> None:
+    few = AccountLimit(owner="QOS normal", word="GrpSubmitJobs", resource="", most=5, used=0)
+    context = in_partition(tmp_path, with_qos(normal=(few,)), max_array_tasks=4)
+    assert verdicts(check_account(context)) == {"account": "ok"}
+    data = replace(context.cfg.data, source=["text.jsonl"], tokenizer="t.json", path=str(tmp_path / "made"))
+    cfg = replace(context.cfg, data=data)
+    context = replace(context, plan=replace(context.plan, cfg=cfg), num_rehearsals=1)
+    found = next(
+        one for one in ask(context, nodes=8) if "GrpSubmit" in one.what
+    )  # the run, its rehearsal, four tasks and the last job
+    assert found.what == "QOS normal allows GrpSubmitJobs 5 jobs, 0 in use, the job asks for 7 jobs"
+    assert "data_prep/tokenize_corpus.py" in found.remedy

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from tests.gate import GPUS, FakeSlurm, make_context, only, verdicts, with_spec
+from toolkit.cluster.partitions import MemoryRules, read_memory
 from toolkit.launch.gate.context import Context
 from toolkit.launch.gate.finding import Finding
-from toolkit.launch.gate.forecast import check_forecast, read_memory
+from toolkit.launch.gate.forecast import check_forecast
+from toolkit.launch.gate.host import ask_for_memory, default_bytes, reckon_host
 from toolkit.plan.hardware import find_hardware
 from toolkit.plan.search import TooLargeError, resolve
 
@@ -109,3 +111,46 @@ def test_a_time_limit_without_room_for_a_step_is_refused(tmp_path: Path) -> None
     found = forecast(with_spec(of_seven_b(tmp_path), time_limit_s=240), "walltime")
     assert found.verdict.value == "refused"
     assert found.remedy == "ask for more --time"
+
+
+def with_rules(context: Context, **rules: int) -> Context:
+    partition = replace(context.partition, memory=MemoryRules(**rules))
+    return replace(context, partition=partition, spec=ask_for_memory(context.spec, context.plan, partition))
+
+
+def test_memory_is_asked_for_where_the_site_would_give_too_little(tmp_path: Path) -> None:
+    context = of_seven_b(tmp_path)
+    need = reckon_host(context.plan, ranks=8).total
+    assert with_rules(context).spec.mem_per_node is None
+    assert with_rules(context, default_per_node=400_000).spec.mem_per_node is None
+    asked = with_rules(context, default_per_node=4000)
+    got = read_memory(asked.spec.mem_per_node)
+    assert got is not None
+    assert 1.9 * need < got < 2.4 * need
+    found = forecast(asked, "host-memory")
+    assert found.verdict.value == "ok"
+    assert found.what.endswith(f"--mem={asked.spec.mem_per_node}, asked for since DefMemPerNode=4000 gives 3.9 GiB")
+
+
+def test_the_sites_default_is_by_node_by_cpu_or_by_gpu(tmp_path: Path) -> None:
+    context = with_spec(of_seven_b(tmp_path), cpus_per_task=8)
+    rules = {"default_per_cpu": 6000, "default_per_gpu": 48_000, "default_per_node": 384_000}
+    for rule, size in rules.items():
+        given = default_bytes(context.spec, with_rules(context, **{rule: size}).partition)
+        assert given is not None
+        assert given[0] >> 20 == 384_000
+
+
+def test_more_memory_than_the_site_allows_is_refused_by_its_rule(tmp_path: Path) -> None:
+    found = forecast(with_rules(of_seven_b(tmp_path), default_per_node=4000, most_per_node=8000), "host-memory")
+    assert (found.verdict.value, found.reason) == ("refused", "MaxMemPerNode=8000 in partition gpu")
+    own = with_spec(of_seven_b(tmp_path, "cluster.mem_per_node=600G"), mem_per_node="600G")
+    found = forecast(with_rules(own, most_per_node=500_000), "host-memory")
+    assert found.what == "600.0 GiB a node, allowed are 488.3 GiB"
+
+
+def test_memory_that_is_said_in_another_way_is_left_as_it_is(tmp_path: Path) -> None:
+    context = with_spec(of_seven_b(tmp_path), cpus_per_task=8, sbatch_extra={"mem-per-cpu": "2G"})
+    asked = with_rules(context, default_per_node=4000)
+    assert asked.spec.mem_per_node is None
+    assert "of the 128.0 GiB of cluster.sbatch_extra" in forecast(asked, "host-memory").what

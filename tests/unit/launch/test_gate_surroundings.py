@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.gate import make_context
+from tests.gate import FakeSlurm, make_context
+from toolkit.cluster.environment import environ_for_job
 from toolkit.launch.gate import surroundings
 from toolkit.launch.gate.context import Context
 from toolkit.launch.gate.finding import Finding
@@ -15,7 +16,8 @@ from toolkit.launch.gate.surroundings import check_environment, check_wandb
 
 
 def environment(root: Path, *settings: str) -> Finding:
-    context = make_context(root, *settings, environ=dict(os.environ), python=Path(sys.executable))
+    environ = environ_for_job(os.environ, pass_env=())  # without what libraries in this process have set
+    context = make_context(root, *settings, environ=environ, python=Path(sys.executable))
     return check_environment(context)[0]
 
 
@@ -33,6 +35,14 @@ def test_the_versions_of_here_are_told_when_nothing_changes_them(tmp_path: Path)
     found = environment(tmp_path)
     assert found.verdict.value == "ok"
     assert "torch " in found.what
+
+
+def test_what_the_shell_changes_and_what_it_does_not_is_told(tmp_path: Path) -> None:
+    shell = {"SBATCH_QOS": "long", "SBATCH_TIMELIMIT": "3", "NCCL_DEBUG": "INFO", "HOME": "/h"}
+    context = make_context(tmp_path, environ=shell, python=Path(sys.executable), cluster=FakeSlurm())
+    taken, dropped, _ = check_environment(context)
+    assert (taken.verdict.value, taken.what) == ("note", "cluster.qos=long from SBATCH_QOS")
+    assert (dropped.verdict.value, dropped.what) == ("note", "not passed to the job: NCCL_DEBUG, SBATCH_TIMELIMIT")
 
 
 def test_python_is_started_after_the_lines_of_the_site(tmp_path: Path) -> None:

@@ -1,22 +1,22 @@
 """What would start soonest, on a cluster that was recorded."""
 
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import cast
 
 import pytest
 
-from toolkit.cluster.base import Cluster, JobSpec, View
-from toolkit.cluster.slurm import SilentError
-from toolkit.cluster.view import WAITS, read_view
+from tests.slurm_sites import view_site
+from tests.unit.cluster.test_view import NOW, read_main
+from toolkit.cluster.base import Cluster, View
+from toolkit.cluster.commands import SilentError
+from toolkit.cluster.spec import JobSpec
+from toolkit.cluster.view import WAITS
 from toolkit.config.schema import ClusterSection
 from toolkit.errors import ClusterError
 from toolkit.launch.nodes import MANUAL, NodeLedger
 from toolkit.launch.outlook import Outlook, look_ahead
 
-RECORDED = Path(__file__).parents[1] / "cluster" / "recorded"
-NOW = datetime.fromisoformat("2026-11-25T02:17:41").timestamp()
 HOUR_S = 3600
 
 
@@ -26,8 +26,7 @@ class RecordedCluster:
     name = "slurm"
 
     def __init__(self, said: str | ClusterError = "") -> None:
-        texts = [(RECORDED / f"{name}.txt").read_text(encoding="utf-8") for name in ("sinfo", "squeue", "reservations")]
-        self.view, self.said, self.asked = read_view(*texts, now=NOW), said, list[JobSpec]()
+        self.view, self.said, self.asked = read_main(), said, list[JobSpec]()
 
     def look(self) -> View:
         return self.view
@@ -80,8 +79,11 @@ def test_a_gap_that_is_too_short_is_told(tmp_path: Path) -> None:
 def test_a_refusal_is_told_from_a_wait_and_from_silence(tmp_path: Path) -> None:
     refused = look(RecordedCluster(ClusterError("Slurm refused to take run: no account\n  x")), tmp_path, nodes=2)
     assert (refused.starts[-1].refusal, refused.starts[-1].start_time) == ("no account", None)
-    waits = look(RecordedCluster(ClusterError(f"Slurm refused to take run: {WAITS}\n  x")), tmp_path, nodes=2)
-    assert (waits.starts[-1].refusal, waits.starts[-1].start_time) == ("", NOW)
+    no_nodes = RecordedCluster(ClusterError(f"Slurm refused to take run: {WAITS}\n  x"))
+    waits = look(no_nodes, tmp_path, nodes=7)  # two of eight are out
+    assert (waits.starts[-1].refusal, waits.starts[-1].start_time) == ("", None)
+    never = look(no_nodes, tmp_path, nodes=2)
+    assert (never.starts[-1].refusal, never.starts[-1].start_time) == (WAITS, None)
     silent = look(RecordedCluster(SilentError("Socket timed out")), tmp_path, nodes=2)
     assert (silent.starts[-1].refusal, silent.starts[-1].start_time) == ("", NOW)
 
@@ -112,3 +114,30 @@ def test_a_large_partition_is_asked_a_few_times(tmp_path: Path) -> None:
 def test_a_partition_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match="there is no partition 'nope'\n  there are: main, low"):
         look(RecordedCluster(), tmp_path, nodes=1, partition="nope")
+
+
+def test_the_cluster_is_shown_where_it_cannot_be_said_what_a_run_would_get(tmp_path: Path) -> None:
+    for site, partition, said in (
+        ("acct", None, "no default partition"), ("mig", "vec", "cluster.gpu_type"), ("private", None, "does not show"),
+    ):  # fmt: skip
+        cluster = RecordedCluster()
+        cluster.view = view_site(site)
+        outlook = look_ahead(ClusterSection(partition=partition), cast("Cluster", cluster), root=tmp_path, nodes=1)
+        assert (outlook.partition, outlook.starts, cluster.asked) == (None, (), [])
+        assert said in outlook.question
+
+
+def test_a_run_of_one_kind_of_gpu_counts_its_nodes_alone(tmp_path: Path) -> None:
+    cluster = RecordedCluster()
+    cluster.view = view_site("acct")
+    section = ClusterSection(partition="gpu", gpu_type="a100", time_limit=HOUR_S)
+    outlook = look_ahead(section, cast("Cluster", cluster), root=tmp_path, nodes=None)
+    assert (outlook.nodes, outlook.usable) == (2, ("gpu-b01", "gpu-b02"))
+    assert (cluster.asked[0].gpu_type, cluster.asked[0].gpus_per_node, cluster.asked[0].cpus_per_task) == ("a100", 4, 8)
+
+
+def test_excluded_nodes_are_not_counted_however_they_are_written(tmp_path: Path) -> None:
+    section = ClusterSection(partition="main", exclude=["node[5-6]"], time_limit=HOUR_S)
+    outlook = look_ahead(section, cast("Cluster", RecordedCluster()), root=tmp_path, nodes=None)
+    assert outlook.usable == ("node1", "node2", "node3", "node4")
+    assert all(start.start_time != NOW for start in outlook.starts)

@@ -103,3 +103,14 @@ def test_a_model_that_cannot_fit_is_refused_with_the_ways_out() -> None:
 )
 def test_names_of_gpus_are_understood_as_slurm_writes_them(name: str, memory_gib: float) -> None:
     assert find_hardware(name).memory_bytes == int(memory_gib * 2**30)
+
+
+def test_a_slice_of_a_gpu_is_planned_as_a_slice() -> None:
+    whole, part = find_hardware("a100"), find_hardware("a100_3g.40gb")
+    assert part.name == "A100-80GB 3g.40gb"
+    assert part.peak_bf16_flops == pytest.approx(whole.peak_bf16_flops * 3 / 7)
+    assert part.memory_bytes_per_s == whole.memory_bytes_per_s / 2
+    assert part.memory_bytes == 40 * 2**30
+    assert find_hardware("a100_3g.20gb").name == "A100-40GB 3g.20gb"
+    with pytest.raises(ConfigError, match="does not know the GPU"):
+        find_hardware("1g.10gb")

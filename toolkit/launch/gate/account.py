@@ -1,9 +1,15 @@
 """What the account and the QOS allow: a job over a limit is taken by Slurm and waits for ever, without a word."""
 
+import math
+from collections.abc import Sequence
+
 from toolkit.cluster.accounting import Accounting, AccountLimit
+from toolkit.cluster.partitions import PartitionLimits
 from toolkit.cluster.view import say_duration
 from toolkit.launch.gate.context import Context
 from toolkit.launch.gate.finding import Finding, Verdict, note, ok, refuse
+from toolkit.launch.gate.handed_in import count_jobs
+from toolkit.launch.gate.host import asked_bytes, count_cpus
 
 _EACH_JOB = ("MaxTRESPJ", "MaxTRESPN", "MaxWallPJ")
 _JOBS_REFUSED = ("MaxSubmitJobs", "GrpSubmitJobs", "MaxSubmitJobsPU")
@@ -32,15 +38,41 @@ def judge_accounting(context: Context, accounting: Accounting) -> list[Finding]:
         known = ", ".join(accounting.accounts) or "none"
         remedy = "set cluster.account to one of them" if accounting.accounts else "ask the site for an account"
         return [refuse("account", what, f"accounts of {accounting.user}: {known}", remedy)]
-    qos = context.spec.qos or accounting.default_qos.get(account)
-    limits = accounting.limits_of(account=account, partition=context.partition.name, qos=qos)
-    found = [finding for limit in limits for finding in _judge(context, limit)]
+    qos, partition = context.spec.qos or accounting.default_qos.get(account), context.partition
+    barriers = _judge_partition(partition, account=account, accounts=accounting.accounts, qos=qos)
+    limits = accounting.limits_of(account=account, partitions=partition.names, qos=qos, partition_qos=partition.qos)
+    found = [*barriers, *(finding for limit in limits for finding in _judge(context, limit))]
     if not accounting.is_enforced:
         # one line: what is not enforced stops nothing
         over = "; ".join(finding.what for finding in found)
         return [note("account", f"{account}: limits are not enforced here{f'; over: {over}' if over else ''}")]
-    named = f"{account}, QOS {qos}" if qos else account
+    named = ", ".join(
+        [account, *([f"QOS {qos}"] if qos else []), *(f"the partition's QOS {one}" for one in partition.qos)]
+    )
     return found or [ok("account", f"{named}: within {len(limits)} limits" if limits else f"{named}: no limits")]
+
+
+def _judge_partition(
+    partition: PartitionLimits, *, account: str, accounts: Sequence[str], qos: str | None
+) -> list[Finding]:
+    """Say whether the partition takes jobs of the account and the QOS."""
+    found, where = [], f"partition {partition.name}"
+    allowed, denied = partition.allowed_accounts, partition.denied_accounts
+    if account in denied or (allowed is not None and account not in allowed):
+        rule = f"AllowAccounts={','.join(allowed)}" if allowed is not None else f"DenyAccounts={','.join(denied)}"
+        able = [one for one in accounts if one not in denied and (allowed is None or one in allowed)]
+        remedy = (
+            f"set cluster.account={able[0]}" if able else "use another --partition: none of your accounts may use it"
+        )
+        found.append(_finding(Verdict.REFUSAL, f"{where} takes no jobs of account {account}", f"it has {rule}", remedy))
+    if qos and (
+        qos in partition.denied_qos or (partition.allowed_qos is not None and qos not in partition.allowed_qos)
+    ):
+        known = partition.allowed_qos
+        rule = f"AllowQos={','.join(known)}" if known is not None else f"DenyQos={','.join(partition.denied_qos)}"
+        remedy = "set cluster.qos to another one, or use another --partition"
+        found.append(_finding(Verdict.REFUSAL, f"{where} takes no jobs of QOS {qos}", f"it has {rule}", remedy))
+    return found
 
 
 def _judge(context: Context, limit: AccountLimit) -> list[Finding]:
@@ -58,12 +90,19 @@ def _judge(context: Context, limit: AccountLimit) -> list[Finding]:
         return []
     used = f"{said}, {limit.used:g} in use, {asks}"
     if limit.word in _JOBS_REFUSED:
-        return [_finding(Verdict.REFUSAL, used, "Slurm would refuse another job", "wait until one ends, or cancel one")]
+        remedy = "wait until others end, or cancel them"
+        if need > limit.most:
+            remedy = (
+                "make the dataset first: data_prep/tokenize_corpus.py, as fewer --tasks; rehearse without --on-cluster"
+            )
+        return [_finding(Verdict.REFUSAL, used, "Slurm would refuse one of them", remedy)]
     return [_finding(Verdict.WARNING, used, "the job waits until others have ended", f"wait, or ask for less; {_SEE}")]
 
 
 def _amount(limit: AccountLimit, value: float) -> str:
     """Write an amount with its unit: `node=2`, `12 h`, `3 jobs`."""
+    if math.isinf(value):
+        return "no time limit"
     if limit.resource:
         return f"{limit.resource}={value:g}"
     if "Jobs" in limit.word:
@@ -102,9 +141,9 @@ def _remedy(limit: AccountLimit) -> str:
 def _need(context: Context, limit: AccountLimit) -> float | None:
     """Say what the job counts towards a limit, in the limit's unit; None: it cannot be told."""
     spec = context.spec
-    if "Jobs" in limit.word:
-        return 1.0
-    job_min = None if spec.time_limit_s is None else spec.time_limit_s / 60
+    if "Jobs" in limit.word:  # of those that run there is one at a time
+        return float(count_jobs(context)) if limit.word in _JOBS_REFUSED else 1.0
+    job_min = math.inf if spec.time_limit_s is None else spec.time_limit_s / 60
     run_min = context.plan.speed.run_s / 60
     if limit.word == "MaxWallPJ":
         return job_min
@@ -117,13 +156,16 @@ def _need(context: Context, limit: AccountLimit) -> float | None:
     if limit.word == "GrpTRESMins":
         return whole * run_min
     if limit.word == "GrpTRESRunMins":
-        return None if job_min is None else whole * job_min
+        return whole * job_min
     return whole
 
 
 def _per_node(context: Context) -> dict[str, float]:
     spec = context.spec
-    known = {"node": 1.0, "cpu": float(spec.tasks_per_node * (spec.cpus_per_task or 1))}
+    known = {"node": 1.0, "cpu": float(count_cpus(spec))}
+    memory = asked_bytes(spec)
+    if memory is not None:
+        known["mem"] = memory / 2**20
     known["gres/gpu"] = float(spec.gpus_per_node)
     kind = spec.gpu_type or context.partition.gpu_type
     if kind:

@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.cluster.base import Cluster, JobSpec, PartitionLimits
-from toolkit.config.schema import RunConfig
+from toolkit.cluster.base import Cluster
+from toolkit.cluster.partitions import PartitionLimits
+from toolkit.cluster.spec import JobSpec
+from toolkit.config.schema import ClusterSection, RunConfig
 from toolkit.errors import Problem
 from toolkit.launch.gate.mounts import Mount
 from toolkit.plan.search import Plan
@@ -23,8 +25,10 @@ class Context:
     spec: JobSpec
     partition: PartitionLimits
     run_dir: RunDir
+    asked: ClusterSection
+    """The job as it was asked for, before the shell and the partition filled what was open."""
     environ: Mapping[str, str]
-    """Of the shell that submits; the job gets it too."""
+    """Of the shell that submits; the job gets a part of it."""
     home: Path
     python: Path
     """The interpreter of every rank."""
@@ -34,6 +38,8 @@ class Context:
     """File systems of this machine."""
     left_out: Mapping[str, str]
     """Nodes that the job does not use because of what they did before, with the reason."""
+    num_rehearsals: int = 0
+    """Jobs of a rehearsal that are handed in before the run."""
 
     @property
     def cfg(self) -> RunConfig:

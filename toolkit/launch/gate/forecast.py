@@ -1,19 +1,15 @@
 """What the plan foretells: memory of devices and of nodes, and how many jobs the run takes."""
 
 import math
-import re
 
 from toolkit import storage
 from toolkit.checkpoint.layout import list_steps
 from toolkit.cluster.view import say_duration
 from toolkit.launch.gate.context import Context
 from toolkit.launch.gate.finding import Finding, note, ok, refuse, refuse_for, warn
-from toolkit.plan.costs import shape_of
-from toolkit.plan.proposal import REFUSE_ABOVE, WARN_ABOVE, shares_of
+from toolkit.launch.gate.host import asked_bytes, default_bytes, most_bytes, reckon_host, says_memory
+from toolkit.plan.proposal import REFUSE_ABOVE, WARN_ABOVE
 
-_COPY_BYTES = 12  # a parameter that a rank holds: weight and two moments in fp32, kept for the next save
-# a rank with torch and deepspeed on CPU, of shared libraries its share; measured: 0.21 to 0.25
-_PROCESS_BYTES = 0.25 * 2**30
 _START_S = 120.0  # assumption: until the first step of a job, with the imports of many ranks on a shared file system
 
 
@@ -38,45 +34,40 @@ def _check_memory(context: Context) -> Finding:
 
 def _check_host(context: Context) -> Finding:
     """Hold what ranks keep in host memory against that of a node; what is certain of it refuses."""
-    plan = context.plan
-    ranks = context.spec.tasks_per_node * (context.spec.nodes if context.is_emulated else 1)
-    certain = ranks * _copy_bytes(context)
-    likely = ranks * _PROCESS_BYTES
-    if not plan.hardware.is_gpu:
-        fullest = max(plan.memory, key=lambda stage: stage.total_bytes)
-        certain += ranks * fullest.states_bytes
-        likely += ranks * (fullest.activations_bytes + fullest.logits_bytes)
-    asked = read_memory(context.spec.mem_per_node)
-    have = asked or context.partition.mem_per_node_mib << 20
+    plan, spec, partition = context.plan, context.spec, context.partition
+    ranks = spec.tasks_per_node * (spec.nodes if context.is_emulated else 1)
+    need, asked, most = reckon_host(plan, ranks=ranks), asked_bytes(spec), most_bytes(spec, partition)
+    if most is not None and max(asked or 0, need.total) > most[0]:
+        what = f"{storage.say_bytes(max(asked or 0, need.total))} a node, allowed are {storage.say_bytes(most[0])}"
+        remedy = "use fewer ranks a node, more nodes, or another --partition"
+        return refuse("host-memory", what, f"{most[1]} in partition {partition.name}", remedy)
+    given = None if says_memory(spec) else default_bytes(spec, partition)
+    have = asked or (given[0] if given else partition.mem_per_node_mib << 20)
     if not have:
-        return note("host-memory", f"{storage.say_bytes(certain + likely)} a node; what nodes have is not known")
-    whose = "this machine" if context.is_emulated else "cluster.mem_per_node" if asked else "a node"
-    what = f"{(certain + likely) / have:.0%} of the {storage.say_bytes(have)} of {whose}"
+        return note("host-memory", f"{storage.say_bytes(need.total)} a node; what nodes have is not known")
+    whose = "this machine" if context.is_emulated else _say_whose(context)
+    what = f"{need.total / have:.0%} of the {storage.say_bytes(have)} of {whose}"
     kept = "a copy for saves in the background" + ("" if plan.hardware.is_gpu else ", model and activations")
-    reason = f"{ranks} ranks keep {storage.say_bytes(certain + likely)}: {kept}"
-    remedy = "use more nodes, or raise cluster.mem_per_node" if asked else "use more nodes"
+    reason = f"{ranks} ranks keep {storage.say_bytes(need.total)}: {kept}"
+    remedy = "use more nodes, or raise cluster.mem_per_node" if asked or given else "use more nodes"
     remedy = "use fewer emulated nodes, which share one memory, or a smaller model" if context.is_emulated else remedy
-    if certain > REFUSE_ABOVE * have:
+    if need.certain > REFUSE_ABOVE * have:
         return refuse("host-memory", what, reason, remedy)
-    if certain + likely > WARN_ABOVE * have:
+    if need.total > WARN_ABOVE * have:
         return warn("host-memory", what, reason, remedy)
     return ok("host-memory", what)
 
 
-def _copy_bytes(context: Context) -> float:
-    """Give the bytes that a rank of the largest stage keeps for saves: of the slice that it holds."""
-    plan, layout = context.plan, context.plan.layout
-    shape = shape_of(plan.cfg.model, seq_len=plan.cfg.data.seq_len)
-    shares = shares_of(plan.boundaries, num_blocks=plan.cfg.model.num_hidden_layers)
-    return _COPY_BYTES * max(share.parameters(shape) for share in shares) / layout.replicas
-
-
-def read_memory(text: str | None) -> int | None:
-    """Read Slurm's `500G`, MiB without a unit; None: the site's default, or all of the node."""
-    found = re.fullmatch(r"(\d+)([KMGT]?)B?", text or "", flags=re.IGNORECASE)
-    if found is None or int(found[1]) == 0:
-        return None
-    return int(found[1]) << {"K": 10, "": 20, "M": 20, "G": 30, "T": 40}[found[2].upper()]
+def _say_whose(context: Context) -> str:
+    """Say whose memory it is that the ranks share: asked for by whom, given by which rule, or all of a node."""
+    given = default_bytes(context.spec, context.partition)
+    if context.cfg.cluster.mem_per_node or (context.spec.mem_per_node and given is None):
+        return "cluster.mem_per_node"
+    if context.spec.mem_per_node and given is not None:
+        return f"--mem={context.spec.mem_per_node}, asked for since {given[1]} gives {storage.say_bytes(given[0])}"
+    if says_memory(context.spec):
+        return "cluster.sbatch_extra"
+    return given[1] if given else "a node"
 
 
 def _check_walltime(context: Context) -> Finding:

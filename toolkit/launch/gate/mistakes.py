@@ -3,7 +3,7 @@
 from typing import Any
 
 from toolkit.checkpoint import layout
-from toolkit.cluster.base import PartitionLimits
+from toolkit.cluster.partitions import PartitionLimits, slice_of
 from toolkit.config.schema import RunConfig, to_dict
 from toolkit.data.mixture import identify, open_members
 from toolkit.errors import Problem, RunError, StorageError
@@ -15,16 +15,30 @@ def check_partition(cfg: RunConfig, partition: PartitionLimits) -> list[Problem]
     asked = cfg.cluster
     problems = []
     if asked.nodes > partition.num_nodes:
-        must = f"partition {partition.name} has {partition.num_nodes}"
-        problems.append(Problem(f"--nodes {asked.nodes}", must, "use fewer nodes or another --partition"))
+        must = f"partition {partition.name} has {_count_nodes(cfg, partition)}"
+        remedy = "use fewer nodes or another --partition" if partition.num_nodes else "use another --partition"
+        problems.append(Problem(f"--nodes {asked.nodes}", must, remedy))
+    if partition.gpus_per_node and slice_of(partition.gpu_type or "") and (asked.gpus_per_node or 0) > 1:
+        what = f"--gpus-per-node {asked.gpus_per_node}: nodes of {partition.name} have slices ({partition.gpu_type})"
+        must = "slices of one GPU cannot talk to each other: a run has one rank a node there"
+        return [*problems, Problem(what, must, "use --gpus-per-node 1, or a partition with whole GPUs")]
     if partition.gpus_per_node and (asked.gpus_per_node or 0) > partition.gpus_per_node:
-        must = f"nodes of partition {partition.name} have {partition.gpus_per_node}"
+        must = f"nodes of partition {partition.name} have {partition.gpus_per_node} {partition.gpu_type or 'GPUs'}"
         problems.append(Problem(f"--gpus-per-node {asked.gpus_per_node}", must, "ask for fewer"))
     if partition.max_time_s and asked.time_limit and asked.time_limit > partition.max_time_s:
         must = f"partition {partition.name} allows {partition.max_time_s / 3600:g} h"
         what = f"--time {asked.time_limit / 3600:g} h"
         problems.append(Problem(what, must, "ask for less: the run requeues itself until it is done"))
     return problems
+
+
+def _count_nodes(cfg: RunConfig, partition: PartitionLimits) -> str:
+    """Say how many nodes of a partition the run can get, and what they are where that is not all of them."""
+    section = cfg.cluster
+    words = [f"with {partition.gpus_per_node} {partition.gpu_type or 'GPUs'}"] if partition.gpus_per_node else []
+    words += [f"that have {section.constraint}"] if section.constraint else []
+    words += ["not excluded"] if section.exclude else []
+    return " ".join([f"{partition.num_nodes or 'no nodes'}", *words])
 
 
 def refuse_foreign_checkpoint(cfg: RunConfig, run_dir: RunDir) -> None:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from toolkit.cluster.environment import HONOURED, describe_dropped, environ_for_job, find_honoured
 from toolkit.launch.gate import versions
 from toolkit.launch.gate.context import Context
 from toolkit.launch.gate.finding import Finding, note, ok, refuse, warn
@@ -30,6 +31,25 @@ def check_environment(context: Context) -> list[Finding]:
 
     What differs on a node is seen when the job starts: its ranks compare their versions.
     """
+    return [*_tell_shell(context), *_check_python(context)]
+
+
+def _tell_shell(context: Context) -> list[Finding]:
+    """Say what of the shell changes the job, and what would have and does not."""
+    asked, filled = context.asked, context.cfg.cluster
+    taken = find_honoured(asked, context.environ) if not context.is_emulated else {}
+    dropped = describe_dropped(context.environ, pass_env=filled.pass_env)
+    found = []
+    if taken:
+        said = ", ".join(f"cluster.{key}={value} from {HONOURED[key]}" for key, value in taken.items())
+        found.append(note("environment", said))
+    if dropped:
+        remedy = "what the job needs goes to cluster.env, or its name to cluster.pass_env"
+        found.append(note("environment", f"not passed to the job: {dropped}", remedy=remedy))
+    return found
+
+
+def _check_python(context: Context) -> list[Finding]:
     section, python = context.cfg.cluster, context.python
     own = read_versions()
     missing = [name for name in PACKAGES if own.get(name) is None]
@@ -44,7 +64,7 @@ def check_environment(context: Context) -> list[Finding]:
             note("environment", f"{said} in {context.prefix}; cluster.setup is not tried here, it may change things")
         ]
     script = _write_script(section.setup, section.env, python)
-    code, output = _run(script, environ=context.environ)
+    code, output = _run(script, environ=environ_for_job(context.environ, pass_env=section.pass_env))
     marked = next((line for line in output.splitlines() if line.startswith(_MARK)), None)
     if marked is None:
         what = f"python does not start after cluster.setup here: {_last_line(output) or f'exit code {code}'}"

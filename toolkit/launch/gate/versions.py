@@ -4,7 +4,7 @@ import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 
-from toolkit.cluster.view import shorten_nodes
+from toolkit.cluster.hostlist import shorten_nodes
 
 PACKAGES = ("torch", "deepspeed")
 

@@ -1,0 +1,137 @@
+"""Carry out a request: write the run directory, freeze the code, hand the job in."""
+
+import fcntl
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from toolkit import storage
+from toolkit.cluster.commands import UndecidedError
+from toolkit.cluster.marks import new_mark
+from toolkit.config.load import dump_config
+from toolkit.errors import RunError, StorageError, ToolkitError
+from toolkit.launch.expected import write_expected
+from toolkit.launch.halt import refuse_live
+from toolkit.launch.identity import settle
+from toolkit.launch.ledger import JobRecord, find_job_record, read_attempts, write_job_record
+from toolkit.launch.prepare import submit_jobs
+from toolkit.launch.rehearsal import claim, hand_in
+from toolkit.launch.snapshot import freeze_code
+from toolkit.launch.submit import Request
+from toolkit.plan.search import plan_text
+from toolkit.rundir import RunDir
+
+log = logging.getLogger(__name__)
+
+
+def carry_out(request: Request) -> str:
+    """Write the run directory, freeze the code, hand the job in; give its id.
+
+    Raises:
+        StorageError: the run directory cannot be written.
+        UndecidedError: the scheduler did not answer; the run stays as it is, and finds its job when it was taken.
+        ClusterError: the scheduler refused after all; a run directory that is new is taken away again.
+    """
+    with _alone(request.run_dir):
+        return _carry_out_alone(request)
+
+
+@contextmanager
+def _alone(run_dir: RunDir) -> Iterator[None]:
+    """Hold the directory of a run: of two that submit it at once, one is told so before anything is written."""
+    try:
+        run_dir.root.mkdir(parents=True, exist_ok=True)
+        file = run_dir.submit_lock_path.open("ab")
+    except OSError as error:
+        raise _no_place(run_dir, error) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(
+                f"run {run_dir.name} is being submitted by another command\n  a run has one job at a time\n"
+                f"  see what comes of it: python -m toolkit status {run_dir.name}; another run: --name NAME"
+            ) from None
+        except OSError as error:
+            log.debug("%s cannot be locked: %s", run_dir.root, error)
+        yield
+
+
+def _carry_out_alone(request: Request) -> str:
+    run_dir = request.run_dir
+    is_new = not run_dir.config_path.is_file()
+    before = None if request.original else find_job_record(run_dir)
+    if before != request.known:
+        refuse_live(run_dir)  # somebody was quicker
+    attempts_before = len(read_attempts(run_dir))
+    try:
+        request = _write_run_dir(request)
+        prepared_by = submit_jobs(request.preparation, request.cluster) if request.preparation else None
+        dependency = f"afterok:{prepared_by}" if prepared_by else None
+        record = JobRecord(
+            scheduler=request.cluster.name,
+            job_id="",
+            mark=request.spec.mark,
+            cluster=request.cluster.identify(),
+            attempts_before=attempts_before,
+            prepared_in=str(request.preparation.jobs_dir) if request.preparation is not None else None,
+            rehearsed_in=str(request.rehearsal.run_dir.root) if request.rehearsal is not None else None,
+        )
+        write_job_record(run_dir, record)  # first: if the answer is lost, its mark leads to the job
+        job_id = _hand_in(replace(request, spec=replace(request.spec, dependency=dependency)))
+    except UndecidedError:
+        raise
+    except ToolkitError:
+        if is_new:
+            shutil.rmtree(run_dir.root, ignore_errors=True)
+        elif before is not None:
+            write_job_record(run_dir, before)
+        else:
+            run_dir.job_path.unlink(missing_ok=True)
+        raise
+    if (known := find_job_record(run_dir)) is None or not known.job_id:  # it may have started, and have said more
+        write_job_record(run_dir, replace(record, job_id=job_id))
+    return job_id
+
+
+def _hand_in(request: Request) -> str:
+    """Hand in the job of the run, behind that of its rehearsal where there is one; give its id."""
+    if request.rehearsal is None:
+        return request.cluster.submit(request.spec, script_path=request.run_dir.script_path)
+    with claim(request.rehearsal):
+        code_dir, dependency = request.spec.work_dir, request.spec.dependency
+        rehearsed_by = hand_in(request.rehearsal, code_dir=code_dir, dependency=dependency)
+    try:
+        spec = replace(request.spec, dependency=f"afterok:{rehearsed_by}")
+        return request.cluster.submit(spec, script_path=request.run_dir.script_path)
+    except UndecidedError:
+        raise
+    except ToolkitError:
+        request.cluster.cancel(rehearsed_by)
+        raise
+
+
+def _write_run_dir(request: Request) -> Request:
+    """Write what the job will read; give the request with the identity of the run and the place of its code."""
+    run_dir = request.run_dir
+    try:
+        run_dir.logs_dir.mkdir(parents=True, exist_ok=True)
+        run_dir.root.chmod(0o700)  # its code is executed
+        code_dir = freeze_code(run_dir.code_dir, source_dir=request.code_dir)
+    except OSError as error:
+        raise _no_place(run_dir, error) from error
+    identity = settle(run_dir)
+    run_dir.halt_path.unlink(missing_ok=True)
+    storage.write_atomic(str(run_dir.asked_path), dump_config(request.asked).encode())
+    storage.write_atomic(str(run_dir.config_path), dump_config(request.plan.cfg).encode())
+    storage.write_atomic(str(run_dir.plan_path), plan_text(request.plan).encode())
+    write_expected(run_dir, request.expected)
+    return replace(request, spec=replace(request.spec, work_dir=code_dir, mark=new_mark(identity.run_id)))
+
+
+def _no_place(run_dir: RunDir, error: OSError) -> StorageError:
+    return StorageError(
+        f"cannot write {run_dir.root}: {error.strerror}\n  the run lives there\n  free space, or set run.root"
+    )
