@@ -27,7 +27,7 @@ class SlurmSays:
         show_job = f"cat {here}/job.txt" if job else invalid
         bodies = {
             "squeue": f"cat {here}/jobs.txt",
-            "scontrol": f'case "$2" in config) cat {here}/config.txt ;; job) {show_job} ;; esac',
+            "scontrol": f'case "$*" in *config) cat {here}/config.txt ;; *"show job"*) {show_job} ;; esac',
             "scancel": "true",
         }
         for name in COMMANDS:
@@ -48,3 +48,12 @@ def line(
 ) -> str:
     cells = [job_id, state, "None", "0", submit, "N/A", "N/A", "10:00", "n[1-2]", mark, script, "/dev/null"]
     return SEP.join(f"{cell:<20}" for cell in cells) + SEP
+
+
+def shown(job_id: str, *, state: str = "RUNNING", mark: str = "(null)", script: str = "/x") -> str:
+    """Write what scontrol says of a job."""
+    return (
+        f"JobId={job_id} JobName=r UserId=u(1) JobState={state} Reason=None Requeue=1 Restarts=0 TimeLimit=00:10:00 "
+        f"SubmitTime=2026-01-01T00:00:00 StartTime=Unknown EndTime=Unknown ExcNodeList=(null) NodeList=n[1-2] "
+        f"Command={script} WorkDir=/x Comment={mark} StdErr=/dev/null StdIn=/dev/null StdOut=/dev/null Power="
+    )

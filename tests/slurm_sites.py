@@ -1,4 +1,4 @@
-"""Sites whose Slurm was recorded: what its commands said of partitions, nodes and configuration.
+"""Sites whose Slurm was recorded: what scontrol said of partitions, nodes and configuration.
 
 Recorded on Slurm 22.05, as an ordinary user (blanks before the columns' ends left out). `acct` has accounting and two
 kinds of GPU; `mig` has slices, two kinds on a node, and kinds that only features tell; `private` hides its nodes;
@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from toolkit.cluster.base import View
-from toolkit.cluster.inventory import read_inventory
+from toolkit.cluster.inventory import read_inventory, read_loads
 from toolkit.cluster.partitions import NodeLoad, PartitionLimits
 from toolkit.cluster.spec import JobSpec
 from toolkit.cluster.view import read_view
@@ -24,7 +24,7 @@ def read_recorded(*words: str) -> str:
 
 def read_site(name: str, *, groups: tuple[str, ...] = ("games",)) -> tuple[list[PartitionLimits], list[NodeLoad]]:
     """Read the partitions and nodes of a site as `SlurmCluster.limits` does."""
-    nodes = read_recorded(name, "nodes.txt") or None
+    nodes = read_recorded(name, "nodes.txt") if (RECORDED / name / "nodes.txt").is_file() else None
     partitions, config = read_recorded(name, "partitions.txt"), read_recorded(name, "config.txt")
     limits, loads = read_inventory(partitions, nodes, config=config, groups=groups)
     return list(limits), list(loads)
@@ -32,8 +32,9 @@ def read_site(name: str, *, groups: tuple[str, ...] = ("games",)) -> tuple[list[
 
 def view_site(name: str, *, jobs: str = "", reservations: str = "No reservations in the system") -> View:
     """Look at a site on which nothing runs."""
-    limits, loads = read_site(name)
-    inventory = (tuple(limits), tuple(loads))
+    limits, nodes = read_site(name)
+    told = RECORDED / name / "loads.txt"
+    inventory = read_loads((tuple(limits), tuple(nodes)), told.read_text(encoding="utf-8") if told.is_file() else None)
     return read_view(inventory, jobs, reservations, config=read_recorded(name, "config.txt"), now=1.8e9)
 
 

@@ -18,7 +18,7 @@ from toolkit.cluster.base import JobState, JobStatus
 from toolkit.config.schema import DataSection
 from toolkit.errors import ClusterError, RunError
 from toolkit.launch.identity import read_config
-from toolkit.launch.jobs import job_status, look_for_jobs
+from toolkit.launch.jobs import job_status, look_for_job
 from toolkit.launch.ledger import has_ended, read_attempts
 from toolkit.launch.prepare import read_share
 from toolkit.monitor import metrics
@@ -51,7 +51,7 @@ class Watch:
             return self._status
         self._asked_at, self._seen = now, seen
         try:
-            self._status = job_status(self._run_dir, look_for_jobs(self._run_dir.root.parent))
+            self._status = job_status(self._run_dir, look_for_job(self._run_dir))
         except ClusterError:
             self._status = self._status or JobStatus(job_id="", state=JobState.PENDING, reason="Slurm does not answer")
         return self._status

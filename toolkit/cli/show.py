@@ -19,7 +19,7 @@ from toolkit.data.mixture import mean_unigram_loss, open_members
 from toolkit.errors import ClusterError, ToolkitError
 from toolkit.launch.archive import upload_run
 from toolkit.launch.identity import original_of, read_config
-from toolkit.launch.jobs import Queue, job_status, look_for_jobs
+from toolkit.launch.jobs import Queue, job_status, look_for_job, look_for_jobs
 from toolkit.launch.ledger import Attempt, find_job_record, read_attempts, read_failures
 from toolkit.launch.measured import describe_measured
 from toolkit.launch.prepare import PreparationJobs
@@ -45,7 +45,7 @@ def list_runs(root: Path) -> list[RunDir]:
 
 def describe(run_dir: RunDir, queue: Queue | None = None) -> dict[str, Any]:
     """Gather what is known of a run as plain values, with what was expected and measured."""
-    return {**_outline(run_dir, queue or look_for_jobs(run_dir.root.parent)), **describe_measured(run_dir)}
+    return {**_outline(run_dir, queue or look_for_job(run_dir)), **describe_measured(run_dir)}
 
 
 def _outline(run_dir: RunDir, queue: Queue) -> dict[str, Any]:

@@ -177,6 +177,9 @@ class Cluster(Protocol):
     def state(self, job_id: str) -> JobStatus:
         """Ask for the state of a job; UNKNOWN when the scheduler has forgotten it."""
 
+    def recall(self, job_id: str) -> JobStatus:
+        """Ask for the end of a job that the scheduler has forgotten; UNKNOWN where nobody remembers it."""
+
     def own_jobs(self) -> list[JobStatus]:
         """Ask once for all jobs of this user that wait, run, or ended a moment ago."""
 

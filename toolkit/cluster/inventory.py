@@ -1,7 +1,8 @@
 """What Slurm's commands say of partitions and nodes, read together. Pure.
 
-Partitions are read from `scontrol show partition`, which tells more of them than sinfo does and still answers where the
-site hides its nodes; what is set for the whole cluster comes from `scontrol show config`.
+`scontrol show partition` tells more of partitions than sinfo does, and still answers where the site hides its nodes. Of
+nodes scontrol tells what jobs can have (sinfo counts cores and memory that are kept for the system, too), sinfo what
+they are doing. What is set for the whole cluster is in `scontrol show config`.
 
 Source: Slurm 22.05, scontrol(1), sinfo(1), slurm.conf(5).
 """
@@ -14,32 +15,40 @@ from functools import cache
 
 from toolkit.cluster.answers import is_usable, parse_time
 from toolkit.cluster.hostlist import expand_nodes
-from toolkit.cluster.partitions import GpuGroup, MemoryRules, NodeLoad, PartitionLimits, largest_group, restrict
+from toolkit.cluster.partitions import (
+    GpuGroup,
+    MemoryRules,
+    NodeLoad,
+    PartitionLimits,
+    count_in_one,
+    largest_group,
+    restrict,
+)
 
 # wide enough that nothing is cut off; reasons come last, for they may hold a `|`
-NODE_COLUMNS = (
-    "Partition:64|,NodeList:64|,StateLong:24|,Gres:192|,GresUsed:256|,CPUsState:32|,Memory:16|,Features:192|,"
-    "NodeAddr:64|,Timestamp:24|,UserLong:40|,Reason:256"
-)
+LOAD_COLUMNS = "NodeList:64|,StateLong:24|,GresUsed:256|,CPUsState:32|,Timestamp:24|,UserLong:40|,Reason:256"
+_OUT = {"DOWN", "DRAIN", "FAIL", "ERROR", "UNKNOWN", "NOT_RESPONDING", "INVALID_REG", "MAINTENANCE"}
 _MARKS = "*~#!%$@^-+"  # what sinfo writes behind a state
 _FREE = ("idle", "planned", "reserved", "powered_down")
 HIDDEN = "unknown"
 """State of a node of which the site shows the name only."""
 
+Inventory = tuple[tuple[PartitionLimits, ...], tuple[NodeLoad, ...]]
+"""Partitions and nodes of a cluster."""
 
-def read_inventory(
-    partitions: str, nodes: str | None, *, config: str, groups: Collection[str]
-) -> tuple[tuple[PartitionLimits, ...], tuple[NodeLoad, ...]]:
+
+def read_inventory(partitions: str, nodes: str | None, *, config: str, groups: Collection[str]) -> Inventory:
     """Read partitions, the default one first, and all nodes.
 
     Args:
         partitions: `scontrol show partition --all -o`.
-        nodes: `sinfo -N` with NODE_COLUMNS; None: the site hides its nodes.
+        nodes: `scontrol show node --all -o`; None: the site hides its nodes.
         config: `scontrol show config`.
         groups: of the user; empty: of one who is in all.
     """
     lines = [_fields(line) for line in partitions.splitlines() if line.startswith("PartitionName=")]
-    loads = _guess_nodes(lines) if nodes is None else _read_nodes(nodes)
+    told = [line for line in (nodes or "").splitlines() if line.startswith("NodeName=")]
+    loads = _guess_nodes(lines) if nodes is None else [_read_node(line) for line in told]
     settings = read_settings(config)
     found = [_read_partition(line, loads, settings, groups, shows_nodes=nodes is not None) for line in lines]
     return tuple(sorted(found, key=lambda limits: not limits.is_default)), tuple(loads)
@@ -135,36 +144,65 @@ def _names(text: str | None) -> tuple[str, ...] | None:
     return None if text in (None, "", "ALL", "(null)", "NONE") else tuple(str(text).split(","))
 
 
-def _read_nodes(text: str) -> list[NodeLoad]:
-    rows = [[cell.strip() for cell in line.split("|", 11)] for line in text.splitlines() if line.strip()]
-    labels: dict[str, list[str]] = {}
-    for row in rows:
-        labels.setdefault(row[1], []).append(row[0].rstrip("*"))
-    first = {row[1]: row for row in reversed(rows) if row[1]}
-    return [_read_node(first[name], tuple(labels[name])) for name in labels if name]
-
-
-def _read_node(row: Sequence[str], partitions: tuple[str, ...]) -> NodeLoad:
-    _, name, state, gres, gres_used, cpus, memory, features, address, since, by, reason = row
-    used, _, _, num_cpus = (int(part) for part in cpus.split("/"))
-    in_use = {group.type: group.count for group in read_gpus(gres_used)}
-    groups = tuple(replace(group, used=in_use.get(group.type, 0)) for group in read_gpus(gres))
-    is_idle = state.rstrip(_MARKS) in _FREE and used == 0 and not any(in_use.values())
+def _read_node(line: str) -> NodeLoad:
+    """Read a line of `scontrol show node`: what jobs can have of it, without what is kept for the system."""
+    told, _, reason = line.partition(" Reason=")
+    fields = _fields(re.split(r" (?:Comment|Extra)=", told)[0])  # in free text anything may stand
+    state = fields.get("State", "")
     return NodeLoad(
-        name=name,
-        partitions=partitions,
+        name=fields["NodeName"],
+        partitions=_names(fields.get("Partitions")) or (),
+        state=state.lower(),
+        is_usable=not _OUT.intersection(state.split("+")) and "*" not in state,
+        is_free=False,
+        reason=re.sub(r" \[[^\]]*@[^\]]*\]\s*$", "", reason),
+        reason_by="",
+        since=None,
+        cpus=_number(fields.get("CPUEfctv")) or _number(fields.get("CPUTot")) or 0,
+        cpus_used=0,
+        mem_mib=(_number(fields.get("RealMemory")) or 0) - (_number(fields.get("MemSpecLimit")) or 0),
+        gpu_groups=read_gpus(fields.get("Gres", "")),
+        features=_names(fields.get("AvailableFeatures")) or (),
+        address=fields.get("NodeAddr", ""),
+    )
+
+
+def read_loads(inventory: Inventory, loads: str | None) -> Inventory:
+    """Add what nodes are doing to what they have.
+
+    Args:
+        inventory: what `read_inventory` gives.
+        loads: `sinfo -N` with LOAD_COLUMNS; None: the site hides its nodes.
+    """
+    rows = {}
+    for line in (loads or "").splitlines():
+        name, *row = (cell.strip() for cell in line.split("|", 6))
+        rows[name] = row
+    partitions, nodes = inventory
+    now = {node.name: _add_load(node, rows[node.name]) if node.name in rows else node for node in nodes}
+    return tuple(_renew(one, [now[node.name] for node in one.nodes]) for one in partitions), tuple(now.values())
+
+
+def _renew(partition: PartitionLimits, nodes: Sequence[NodeLoad]) -> PartitionLimits:
+    usable = count_in_one((node for node in nodes if node.is_usable), partition.names)
+    return replace(partition, nodes=tuple(nodes), nodes_usable=usable)
+
+
+def _add_load(node: NodeLoad, row: Sequence[str]) -> NodeLoad:
+    state, gres_used, cpus, since, by, reason = row
+    used = int(cpus.split("/")[0])
+    in_use = {group.type: group.count for group in read_gpus(gres_used)}
+    is_idle = state.rstrip(_MARKS) in _FREE and used == 0 and not any(in_use.values())
+    return replace(
+        node,
         state=state,
         is_usable=is_usable(state),
         is_free=is_idle and is_usable(state),
         reason="" if reason in ("none", "None") else reason,
         reason_by="" if by == "Unknown" else re.sub(r"\(\d+\)$", "", by),
         since=_timestamp(since),
-        cpus=num_cpus,
         cpus_used=used,
-        mem_mib=int(memory.rstrip("+") or 0),
-        gpu_groups=groups,
-        features=_names(features) or (),
-        address=address,
+        gpu_groups=tuple(replace(group, used=in_use.get(group.type, 0)) for group in node.gpu_groups),
     )
 
 

@@ -133,6 +133,10 @@ class LocalCluster:
             mark=spec.get("mark", ""),
         )
 
+    def recall(self, job_id: str) -> JobStatus:
+        """Nothing is forgotten here but what was deleted."""
+        return self.state(job_id)
+
     def nodes(self, partition: str | None) -> list[Node]:
         """List what this machine emulates; all of it is usable."""
         if partition not in {None, PARTITION}:

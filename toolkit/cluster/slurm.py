@@ -25,9 +25,9 @@ from toolkit.cluster.base import JobState, JobStatus, View, check_signal
 from toolkit.cluster.commands import SilentError, UndecidedError, call, run_command
 from toolkit.cluster.environment import environ_for_job
 from toolkit.cluster.hostlist import expand_nodes, shorten_nodes
-from toolkit.cluster.inventory import NODE_COLUMNS, read_inventory
+from toolkit.cluster.inventory import LOAD_COLUMNS, Inventory, read_inventory, read_loads
 from toolkit.cluster.marks import write_comment
-from toolkit.cluster.partitions import Node, NodeLoad, PartitionLimits, find_partition
+from toolkit.cluster.partitions import Node, PartitionLimits, find_partition
 from toolkit.cluster.script import render_script
 from toolkit.cluster.spec import JobSpec
 from toolkit.cluster.view import JOB_COLUMNS, read_view
@@ -41,7 +41,7 @@ _DATABASE_S = 2.0
 _LOOK_AGAIN_S = 3.0
 """An order whose answer was lost may still lie in the controller's queue: so long, it is not given again."""
 _SETTINGS = (["scontrol", "show", "partition", "--all", "-o"], ["scontrol", "show", "config"])
-_NODES = ["sinfo", "--all", "-h", "-N", "-O", NODE_COLUMNS]
+_NODES = ["scontrol", "show", "node", "--all", "-o"]
 
 
 class SlurmCluster:
@@ -58,8 +58,8 @@ class SlurmCluster:
         self.patience_s, self.answer_s = patience_s, answer_s
         self._settings: tuple[str, ...] = ()
         """What Slurm said of partitions and configuration, which its administrators change: asked once."""
-        self._nodes: tuple[NodeLoad, ...] = ()
-        """As they were read last."""
+        self._inventory: Inventory | None = None
+        """As it was read last."""
 
     def render(self, spec: JobSpec) -> str:
         """Write the batch script."""
@@ -81,14 +81,14 @@ class SlurmCluster:
         return re.sub(r"^sbatch: Job \d+ to start", "would start", said.strip())
 
     def state(self, job_id: str) -> JobStatus:
-        """Read a job from the controller, else from accounting where there is one."""
+        """Read a job from the controller, with one call: without --local it is asked for federations too."""
         try:
-            text = self._call(["scontrol", "show", "job", "-o", job_id], act=f"look at job {job_id}")
+            text = self._call(["scontrol", "--local", "show", "job", "-o", job_id], act=f"look at job {job_id}")
         except ClusterError as error:
             if "Invalid job id" not in str(error):
                 raise
-            return self._state_by_accounting(job_id)
-        return parse_jobs(text, exit_note=read_exit_note)
+            return _unknown(job_id)
+        return parse_jobs(text, exit_note=read_exit_note) if text.strip() else _unknown(job_id)
 
     def own_jobs(self) -> list[JobStatus]:
         """Ask once for all jobs of this user, also those that ended a moment ago."""
@@ -196,7 +196,7 @@ class SlurmCluster:
 
     def limits(self) -> list[PartitionLimits]:
         """Read the partitions, the default one first."""
-        nodes, *_ = self._ask_at_once([_NODES], act="read the partitions")
+        (nodes,) = self._ask_at_once([_NODES], act="read the partitions")
         return list(self._read_inventory(nodes)[0])
 
     def nodes(self, partition: str | None) -> list[Node]:
@@ -210,14 +210,16 @@ class SlurmCluster:
     def look(self) -> View:
         """Read everything at once."""
         commands = [
-            _NODES,
+            ["sinfo", "--all", "-h", "-N", "-O", LOAD_COLUMNS],
             # all states: the controller sends every job anyway, and keeps a number of them at most
             ["squeue", "-h", "-t", "all", "-o", JOB_COLUMNS],
             ["scontrol", "show", "reservation", "-o"],
         ]
-        nodes, jobs, reservations = self._ask_at_once(commands, act="show the cluster")
-        config = self._settings[1]
-        return read_view(self._read_inventory(nodes), jobs or "", reservations or "", config=config, now=time.time())
+        if self._inventory is None:
+            commands.append(_NODES)
+        loads, jobs, reservations, *nodes = self._ask_at_once(commands, act="show the cluster")
+        inventory = read_loads(self._inventory or self._read_inventory(nodes[0]), loads)
+        return read_view(inventory, jobs or "", reservations or "", config=self._settings[1], now=time.time())
 
     def _ask_at_once(self, commands: Sequence[Sequence[str]], *, act: str) -> list[str | None]:
         """Run commands beside each other, with those that read what the site has set, once; None: it is not shown."""
@@ -240,11 +242,10 @@ class SlurmCluster:
                 raise
             return None
 
-    def _read_inventory(self, nodes: str | None) -> tuple[tuple[PartitionLimits, ...], tuple[NodeLoad, ...]]:
+    def _read_inventory(self, nodes: str | None) -> Inventory:
         partitions, config = self._settings
-        found = read_inventory(partitions, nodes, config=config, groups=_read_groups())
-        self._nodes = found[1]
-        return found
+        self._inventory = read_inventory(partitions, nodes, config=config, groups=_read_groups())
+        return self._inventory
 
     def accounting(self) -> Accounting | None:
         """Ask the controller for limits and use, and sacctmgr, where it answers, for what users may have of a QOS."""
@@ -276,13 +277,13 @@ class SlurmCluster:
     def runs_here(self, partition: str) -> bool:
         """Compare the addresses of the nodes with this machine's."""
         own = {"localhost", "::1", socket.gethostname(), socket.gethostname().partition(".")[0]}
-        if not self._nodes:
-            self.limits()
-        nodes = [node for node in self._nodes if set(partition.split(",")).intersection(node.partitions)]
+        limits = self._inventory[0] if self._inventory else self.limits()
+        nodes = find_partition(limits, partition).nodes
         return bool(nodes) and all(node.address in own or node.address.startswith("127.") for node in nodes)
 
-    def _state_by_accounting(self, job_id: str) -> JobStatus:
-        said = run_command(["sacct", "-n", "-X", "-P", "-j", job_id, "-o", "State,End"], timeout_s=_DATABASE_S)
+    def recall(self, job_id: str) -> JobStatus:
+        """Ask accounting, where there is one that answers at once."""
+        said = run_command(["sacct", "-n", "-X", "-P", "-j", job_id, "-o", "State"], timeout_s=_DATABASE_S)
         words = said.out.split("|")[0].split() if said.code == 0 else []
         return JobStatus(job_id=job_id, state=parse_state(words[0] if words else ""))
 
@@ -300,6 +301,10 @@ class SlurmCluster:
         patience_s = self.patience_s if patience_s is None else patience_s
         said = call(command, act=act, answer_s=self.answer_s, patience_s=patience_s, script=script, environ=environ)
         return said.err if keep_stderr else said.out
+
+
+def _unknown(job_id: str) -> JobStatus:
+    return JobStatus(job_id=job_id, state=JobState.UNKNOWN)
 
 
 def read_job_id(answer: str) -> str | None:

@@ -17,8 +17,8 @@ from itertools import groupby
 from toolkit.cluster.answers import parse_state, parse_time
 from toolkit.cluster.base import JobState, QueuedJob, Reservation, View
 from toolkit.cluster.hostlist import expand_nodes
-from toolkit.cluster.inventory import HIDDEN, read_gpus, read_settings
-from toolkit.cluster.partitions import NodeLoad, PartitionLimits, count_in_one, read_memory
+from toolkit.cluster.inventory import HIDDEN, Inventory, read_gpus, read_settings
+from toolkit.cluster.partitions import NodeLoad, count_in_one, read_memory
 from toolkit.cluster.spec import JobSpec
 
 JOB_COLUMNS = "%i|%T|%P|%u|%D|%b|%Q|%V|%S|%e|%l|%N|%Y|%r"
@@ -33,7 +33,7 @@ _OVERDUE_S = 60.0  # a job past its end is being ended: KillWait and the site's 
 
 
 def read_view(
-    inventory: tuple[tuple[PartitionLimits, ...], tuple[NodeLoad, ...]],
+    inventory: Inventory,
     jobs: str,
     reservations: str,
     *,
@@ -43,7 +43,7 @@ def read_view(
     """Put together partitions and nodes, and what squeue (JOB_COLUMNS, all states) and scontrol said.
 
     Args:
-        inventory: what `read_inventory` gives.
+        inventory: what `read_loads` gives.
         jobs: of squeue.
         reservations: `scontrol show reservation -o`.
         config: `scontrol show config`.

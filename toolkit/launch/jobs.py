@@ -33,9 +33,13 @@ class Queue:
         root: directory of the runs.
         patience_s: how long a scheduler that does not answer is asked again, in seconds.
         answer_s: how long one of its commands may take, in seconds.
+        is_shared: whether all jobs are asked for, at once; else the job that the record names, where that is enough.
     """
 
-    def __init__(self, root: Path, *, patience_s: float = PATIENCE_S, answer_s: float = ANSWER_S) -> None:
+    def __init__(
+        self, root: Path, *, patience_s: float = PATIENCE_S, answer_s: float = ANSWER_S, is_shared: bool = True
+    ) -> None:
+        self.is_shared = is_shared
         self._options = {"patience_s": patience_s, "answer_s": answer_s}
         self._state_dir = state_dir(root)
         self._asked: dict[str, list[JobStatus]] = {}
@@ -73,8 +77,13 @@ class Job:
     """The cluster that it belongs to, where that is not this one; its state is not known then."""
 
 
+def look_for_job(run_dir: RunDir) -> Queue:
+    """Ask about one run for somebody who only looks, and does not want to wait."""
+    return Queue(run_dir.root.parent, patience_s=0.0, answer_s=LOOK_S, is_shared=False)
+
+
 def look_for_jobs(root: Path) -> Queue:
-    """Ask for somebody who only looks, and does not want to wait."""
+    """Ask about all runs of a directory for somebody who only looks."""
     return Queue(root, patience_s=0.0, answer_s=LOOK_S)
 
 
@@ -93,6 +102,11 @@ def find_job(run_dir: RunDir, queue: Queue | None = None) -> Job | None:
         return None
     queue = queue or Queue(run_dir.root.parent)
     cluster = queue.open(record.scheduler)
+    if record.job_id and not queue.is_shared:
+        status = cluster.state(record.job_id)
+        is_told = status.state.is_live or has_ended(run_dir, record.job_id)
+        if is_told and status.state is not JobState.UNKNOWN and _agrees(status, record, run_dir):
+            return Job(cluster=cluster, status=status)
     own = [job for job in queue.jobs(record.scheduler) if _is_of_run(job, record, run_dir)]
     live = [job for job in own if job.state.is_live]
     chosen = min(live or own, key=lambda job: _rank(job, record), default=None)
@@ -118,6 +132,8 @@ def _ask_for(record: JobRecord, run_dir: RunDir, queue: Queue, cluster: Cluster)
         reason = f"on cluster {record.cluster}, which is not seen from here"
         return Job(cluster=cluster, status=replace(unknown, reason=reason), elsewhere=record.cluster)
     status = cluster.state(record.job_id)
+    if status.state is JobState.UNKNOWN:
+        return Job(cluster=cluster, status=cluster.recall(record.job_id))
     is_told = bool(status.mark or status.script)  # accounting knows neither
     if is_told and not _agrees(status, record, run_dir):
         reason = f"Slurm has another job {record.job_id} now"

@@ -23,7 +23,9 @@ def place(partition: PartitionLimits, section: ClusterSection) -> PartitionLimit
     if not partition.nodes:
         return replace(partition, gpus_per_node=0, gpu_type=None) if section.gpu_type == NO_GPU else partition
     left_out = frozenset(expand_excluded(section))
-    nodes = [node for node in partition.nodes if node.name not in left_out and node.has_features(section.constraint)]
+    nodes = [node for node in partition.nodes if node.name not in left_out]
+    # features that no node has are for Slurm to refuse, in its own words
+    nodes = [node for node in nodes if node.has_features(section.constraint)] or nodes
     group = None if section.gpu_type == NO_GPU else _choose_group(nodes, partition, section)
     if group is None:
         narrowed = restrict(partition, nodes, group=None)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm_says import SlurmSays, line
+from tests.slurm_says import SlurmSays, shown
 from toolkit.cli import follow
 from toolkit.cli.follow import Watch
 from toolkit.cluster.base import JobState
@@ -44,21 +44,21 @@ def mark_of(run_dir: RunDir) -> str:
 
 
 def test_a_minute_of_following_asks_four_times(run_dir: RunDir, slurm: SlurmSays, clock: Clock) -> None:
-    slurm(line("12", mark=mark_of(run_dir)))
+    slurm(job=shown("12", mark=mark_of(run_dir)))
     watch = Watch(run_dir)
     for _ in range(120):
         assert watch.is_live()
         clock.now_s += 0.5
     assert len(slurm.asked) == 4
-    assert all(words.startswith("squeue") for words in slurm.asked)
+    assert all(words.startswith("scontrol --local show job") for words in slurm.asked)
 
 
 def test_a_change_in_the_ledger_is_asked_about_soon(run_dir: RunDir, slurm: SlurmSays, clock: Clock) -> None:
-    slurm(line("12", state="PENDING", mark=mark_of(run_dir)))
+    slurm(job=shown("12", state="PENDING", mark=mark_of(run_dir)))
     watch = Watch(run_dir)
     first = watch.status()
     begin_attempt(run_dir, Attempt(attempt="12.0", job_id="12", nodes=("n1",), layout="", start_time=0.0))
-    slurm(line("12", mark=mark_of(run_dir)))
+    slurm(job=shown("12", mark=mark_of(run_dir)))
     clock.now_s += 2.0
     second = watch.status()
     assert first is not None
@@ -70,10 +70,10 @@ def test_a_change_in_the_ledger_is_asked_about_soon(run_dir: RunDir, slurm: Slur
 
 
 def test_silence_of_the_scheduler_ends_no_watch(run_dir: RunDir, slurm: SlurmSays, clock: Clock) -> None:
-    slurm(line("12", mark=mark_of(run_dir)))
+    slurm(job=shown("12", mark=mark_of(run_dir)))
     watch = Watch(run_dir)
     assert watch.is_live()
-    (slurm.directory / "squeue").write_text(
+    (slurm.directory / "scontrol").write_text(
         "#!/bin/bash\necho 'error: Unable to contact' >&2; exit 1\n", encoding="utf-8"
     )
     clock.now_s += 20.0

@@ -43,6 +43,25 @@ def test_what_a_partition_does_not_say_of_memory_the_cluster_says() -> None:
     assert find_partition(limits, "duo").memory.default_of(cpus=4, gpus=2) == (18_000, "DefMemPerGPU=9000")
 
 
+def test_cores_and_memory_that_are_kept_for_the_system_are_not_for_jobs() -> None:
+    """Both nodes have 48 CPUs and 128000 MiB; sbatch takes no more than this of `vec1`."""
+    nodes = {node.name: (node.cpus, node.mem_mib) for node in read_site("mig")[1]}
+    assert (nodes["plain1"], nodes["vec1"]) == ((48, 128_000), (44, 120_000))
+
+
+def test_what_is_written_of_a_node_in_free_text_is_no_word_of_slurm() -> None:
+    line = read_recorded("mig", "nodes.txt").splitlines()[0].replace("State=IDLE", "State=MIXED+DRAIN")
+    line += " Reason=CPUTot=1 State=IDLE | fan [2] [root@2026-12-01T05:15:05]"
+    _, (node,) = read_inventory("", line, config="", groups=())
+    assert (node.cpus, node.is_usable, node.state, node.reason) == (
+        40, False, "mixed+drain", "CPUTot=1 State=IDLE | fan [2]",
+    )  # fmt: skip
+    states = {"IDLE+PLANNED": True, "IDLE+CLOUD+POWERED_DOWN": True, "DOWN+NOT_RESPONDING": False, "IDLE*": False}
+    for state, is_usable in states.items():
+        text = line.replace("State=MIXED+DRAIN", f"State={state}")
+        assert read_inventory("", text, config="", groups=())[1][0].is_usable is is_usable, state
+
+
 def test_closed_partitions_are_told_by_how_they_are_closed() -> None:
     states = {name: of("acct", name) for name in ("gpu", "shut", "drainp")}
     assert {name: (one.is_up, one.takes_jobs) for name, one in states.items()} == {

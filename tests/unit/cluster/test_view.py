@@ -11,7 +11,7 @@ import pytest
 
 from tests.slurm_sites import change_nodes, make_job, read_recorded, view_site
 from toolkit.cluster.base import JobState, View
-from toolkit.cluster.inventory import read_inventory
+from toolkit.cluster.inventory import read_inventory, read_loads
 from toolkit.cluster.spec import JobSpec
 from toolkit.cluster.view import (
     could_ever_start,
@@ -41,9 +41,9 @@ def view() -> View:
 
 
 def read_main(**changed: str) -> View:
-    names = ("partitions", "sinfo", "squeue", "reservations")
-    partitions, nodes, jobs, reservations = (changed.get(name) or read_recorded(f"{name}.txt") for name in names)
-    inventory = read_inventory(partitions, nodes, config="", groups=())
+    names = ("partitions", "nodes", "sinfo", "squeue", "reservations")
+    partitions, nodes, loads, jobs, reservations = (changed.get(name) or read_recorded(f"{name}.txt") for name in names)
+    inventory = read_loads(read_inventory(partitions, nodes, config="", groups=()), loads)
     return read_view(inventory, jobs, reservations, config="MaxJobCount = 10000", now=NOW)
 
 

@@ -185,7 +185,7 @@ def test_a_reservation_is_held_against_nodes_and_time(tmp_path: Path) -> None:
     found = only(reserved(tmp_path, "cluster.time_limit=2h"), "partition")
     assert (found.verdict.value, found.remedy) == ("refused", "ask for --time 59m at most")
     found = only(reserved(tmp_path, "cluster.time_limit=20m", "cluster.nodes=2"), "partition")
-    assert (found.verdict.value, found.reason) == ("refused", "it has 1 nodes for the job")
+    assert (found.verdict.value, found.reason) == ("refused", "nodes of it that the job can use: 1")
     found = only(
         check_scheduler(on_site(tmp_path, "acct", "cluster.partition=a100", "cluster.reservation=x")), "partition"
     )

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm_says import SlurmSays, line
+from tests.slurm_says import SlurmSays, line, shown
 from toolkit.cluster.base import JobState
 from toolkit.errors import RefusedError, RunError
 from toolkit.launch.halt import halt, refuse_live
 from toolkit.launch.identity import settle
 from toolkit.launch.introduce import introduce
-from toolkit.launch.jobs import Queue, find_job, job_status
+from toolkit.launch.jobs import Queue, find_job, job_status, look_for_job
 from toolkit.launch.ledger import Attempt, JobRecord, begin_attempt, change_attempt, find_job_record, write_job_record
 from toolkit.rundir import RunDir
 
@@ -37,7 +37,7 @@ def mark_of(run_dir: RunDir, request: str = "1") -> str:
 
 def test_a_job_of_the_same_number_that_is_somebody_elses_is_not_the_runs(run_dir: RunDir, slurm: SlurmSays) -> None:
     record(run_dir, mark=mark_of(run_dir), cluster="there")
-    other = "JobId=12 JobName=mine JobState=RUNNING Reason=None Restarts=0 Comment=other Command=/h/other.sh "
+    other = shown("12", script="/h/other.sh")
     slurm(line("12", mark="toolkit:abc:9"), job=other)
     job = find_job(run_dir)
     assert job is not None
@@ -53,7 +53,7 @@ def test_a_job_of_the_same_number_that_is_somebody_elses_is_not_the_runs(run_dir
 
 def test_on_the_same_cluster_another_job_of_that_number_is_told(run_dir: RunDir, slurm: SlurmSays) -> None:
     record(run_dir, mark=mark_of(run_dir), cluster="here")
-    slurm(job="JobId=12 JobName=mine JobState=RUNNING Reason=None Restarts=0 Command=/h/other.sh WorkDir=/x")
+    slurm(job=shown("12", script="/h/other.sh"))
     status = job_status(run_dir)
     assert status is not None
     assert (status.state, status.reason) == (JobState.UNKNOWN, "Slurm has another job 12 now")
@@ -86,6 +86,15 @@ def test_where_a_site_replaces_comments_the_script_tells_whose_job_it_is(run_dir
     status = job_status(run_dir)
     assert status is not None
     assert status.state is JobState.RUNNING
+
+
+def test_who_looks_at_one_run_asks_one_question(run_dir: RunDir, slurm: SlurmSays) -> None:
+    record(run_dir, mark=mark_of(run_dir))
+    slurm(job=shown("12", mark=mark_of(run_dir)))
+    status = job_status(run_dir, look_for_job(run_dir))
+    assert status is not None
+    assert status.state is JobState.RUNNING
+    assert slurm.asked == ["scontrol --local show job -o 12"]
 
 
 def test_one_question_serves_all_runs_and_what_the_ledger_tells_is_not_asked(run_dir: RunDir, slurm: SlurmSays) -> None:

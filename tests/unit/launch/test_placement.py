@@ -71,9 +71,13 @@ def test_kinds_that_only_features_tell_are_asked_for_by_feature() -> None:
     assert (narrowed.num_nodes, filled.constraint) == (3, "h100_80gb")
 
 
+def test_features_that_no_node_has_are_left_to_slurm() -> None:
+    assert put("acct", "gpu", constraint="nope")[0].num_nodes == 4
+
+
 def test_ranks_on_cpu_can_be_asked_for() -> None:
     narrowed, filled = put("mig", "vec", gpu_type="cpu", gpus_per_node=4)
-    assert (narrowed.gpus_per_node, filled.gpu_type, filled.gpus_per_node, filled.cpus_per_task) == (0, None, 4, 12)
+    assert (narrowed.gpus_per_node, filled.gpu_type, filled.gpus_per_node, filled.cpus_per_task) == (0, None, 4, 11)
 
 
 def test_what_a_hidden_partition_has_is_believed_when_it_is_said() -> None:

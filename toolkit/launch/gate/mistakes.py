@@ -35,10 +35,13 @@ def check_partition(cfg: RunConfig, partition: PartitionLimits) -> list[Problem]
 def _count_nodes(cfg: RunConfig, partition: PartitionLimits) -> str:
     """Say how many nodes of a partition the run can get, and what they are where that is not all of them."""
     section = cfg.cluster
-    words = [f"with {partition.gpus_per_node} {partition.gpu_type or 'GPUs'}"] if partition.gpus_per_node else []
-    words += [f"that have {section.constraint}"] if section.constraint else []
-    words += ["not excluded"] if section.exclude else []
-    return " ".join([f"{partition.num_nodes or 'no nodes'}", *words])
+    words = [f"with {partition.gpus_per_node} {partition.gpu_type or 'GPUs'} each"] if partition.gpus_per_node else []
+    words += [f"with the features {section.constraint}"] if section.constraint else []
+    words += ["that are not excluded"] if section.exclude else []
+    count = (
+        f"{partition.num_nodes} node{'' if partition.num_nodes == 1 else 's'}" if partition.num_nodes else "no nodes"
+    )
+    return " ".join([count, *words])
 
 
 def refuse_foreign_checkpoint(cfg: RunConfig, run_dir: RunDir) -> None:

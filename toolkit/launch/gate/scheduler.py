@@ -5,10 +5,11 @@ from collections.abc import Sequence
 
 from toolkit.cluster.base import View
 from toolkit.cluster.partitions import NodeLoad, PartitionLimits, count_in_one, describe_gpus, find_partition
-from toolkit.cluster.view import find_reservation, fitting_nodes, say_duration, say_when, waiting
+from toolkit.cluster.view import WAITS, find_reservation, fitting_nodes, say_duration, say_when, waiting
 from toolkit.launch.gate.context import Context
 from toolkit.launch.gate.finding import Finding, note, ok, refuse, warn
 from toolkit.launch.gate.handed_in import count_jobs
+from toolkit.launch.gate.host import count_cpus
 from toolkit.launch.placement import match_type
 from toolkit.launch.start import Start, ask_start
 
@@ -61,7 +62,9 @@ def _check_partition(
         reason = "the others are down, drained or excluded: the job waits until they come back"
         remedy = "use fewer nodes; `python -m toolkit cluster` shows why they are out"
         return [warn("partition", what, reason, remedy)]
-    words = f"{nodes} of {num_usable} usable nodes of {name}{_say_kind(context, limits)}, {_say_limit(context, limits)}"
+    reserved = f" in reservation {context.spec.reservation}" if context.spec.reservation else ""
+    where = f"{name}{reserved}{_say_kind(context, limits)}"
+    words = f"{nodes} of {num_usable} usable nodes of {where}, {_say_limit(context, limits)}"
     if not limits.shows_nodes:
         return [note("partition", f"{words}; what is free there this site does not show (PrivateData=nodes)")]
     return [ok("partition", words)]
@@ -117,7 +120,7 @@ def _judge_reservation(context: Context, view: View) -> list[Finding]:
         return [refuse("partition", f"reservation {found.name}", must, f"use --partition {found.partition}")]
     num_nodes = count_in_one(fitting_nodes(view, spec), context.partition.names)
     if num_nodes < spec.nodes:
-        must = f"it has {num_nodes} nodes for the job"
+        must = f"nodes of it that the job can use: {num_nodes}"
         return [refuse("partition", f"--nodes {spec.nodes} in reservation {found.name}", must, "use fewer nodes")]
     left_s = found.end_time - max(view.time, found.start_time)
     if left_s < (spec.time_limit_s or math.inf):
@@ -172,8 +175,17 @@ def _check_start(context: Context, limits: PartitionLimits, view: View) -> Findi
     return _judge_start(context, limits, ask_start(context.cluster, context.spec, view), view)
 
 
-def _find_key(refusal: str) -> str:
+def _find_key(context: Context, refusal: str) -> str:
     """Name the keys that answer a refusal, by its words; those of a site's own rules are anybody's."""
+    if WAITS in refusal:
+        has, spec = context.partition, context.spec
+        asked = (
+            f"{count_cpus(spec)} CPUs, {spec.gpus_per_node} GPUs and --mem {spec.mem_per_node or 'of the site'} a node"
+        )
+        gives = f"{has.cpus_per_node} CPUs, {has.gpus_per_node} GPUs and {has.mem_per_node_mib} MiB"
+        return (
+            f"the job asks for {asked}; nodes have {gives}, or less where a part is kept: ask for less, or fewer nodes"
+        )
     found = [key for word, key in _KEYS.items() if word in refusal.lower()]
     return (
         f"set {' or '.join(found)}"
@@ -185,7 +197,7 @@ def _find_key(refusal: str) -> str:
 def _judge_start(context: Context, limits: PartitionLimits, start: Start, view: View) -> Finding:
     if start.refusal:
         reason = "Slurm refused the script when asked with sbatch --test-only"
-        return refuse("start", start.refusal, reason, _find_key(start.refusal))
+        return refuse("start", start.refusal, reason, _find_key(context, start.refusal))
     rough = start.slurm_time
     said = ""
     if rough is not None and (start.start_time is None or abs(rough - start.start_time) > _ROUGH_S):
