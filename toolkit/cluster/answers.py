@@ -44,7 +44,7 @@ _OWN = (
 )
 _CELL_END = "\x1f"  # stands in no path and no comment
 OWN_COLUMNS = ",".join(f"{name}:{width}{_CELL_END}" for name, width in _OWN)
-"""Asked of squeue -O."""
+"""Asked of squeue -O; of the log it gives the pattern, with %j."""
 
 _WORST_FIRST = (
     JobState.RUNNING,
@@ -76,7 +76,7 @@ def parse_jobs(text: str, *, exit_note: Callable[[Path], str]) -> JobStatus:
 
 def parse_job(text: str, *, exit_note: Callable[[Path], str]) -> JobStatus:
     """Read one line of `scontrol show job -o`."""
-    fields = dict(re.findall(r"(\w+)=(\S*)", text))
+    fields = _read_fields(text)
     state = parse_state(fields.get("JobState", ""))
     restarts = int(fields.get("Restarts") or 0)
     if state is JobState.PENDING and restarts:
@@ -96,9 +96,20 @@ def parse_job(text: str, *, exit_note: Callable[[Path], str]) -> JobStatus:
         can_requeue=fields.get("Requeue") != "0",
         exclude=tuple(expand_nodes(fields.get("ExcNodeList", ""))),
         time_limit_s=parse_time(fields.get("TimeLimit", "")),
-        mark=find_mark(text),
+        mark=find_mark(fields.get("Comment", "")),
         script=fields.get("Command", ""),
     )
+
+
+def _read_fields(line: str) -> dict[str, str]:
+    """Split `JobId=7 ... Command=a b.sh SubmitLine=sbatch a b.sh EndTime=now WorkDir=...` into fields.
+
+    A value reaches to the next field, and a field counts where it stands first: words of a user come later.
+    """
+    fields: dict[str, str] = {}
+    for name, value in re.findall(r"(?:^|\s)([A-Z][\w:/]*)=(.*?)(?=\s+[A-Z][\w:/]*=|\s*$)", line):
+        fields.setdefault(name, value)
+    return fields
 
 
 def parse_own_jobs(text: str, *, exit_note: Callable[[Path], str]) -> list[JobStatus]:
@@ -117,6 +128,7 @@ def _read_own(cells: Sequence[str], exit_note: Callable[[Path], str]) -> JobStat
     parsed, mark = parse_state(state), find_mark(comment)
     if parsed is JobState.PENDING and restarts not in {"", "0"}:
         parsed = JobState.REQUEUED
+    can_have_note = bool(mark) and not parsed.is_live and parsed is not JobState.COMPLETED
     return JobStatus(
         job_id=job_id,
         state=parsed,
@@ -126,7 +138,7 @@ def _read_own(cells: Sequence[str], exit_note: Callable[[Path], str]) -> JobStat
         submit_time=_timestamp(submitted),
         start_time=_timestamp(start),
         end_time=_timestamp(end),
-        exit_note=exit_note(Path(log)) if mark and not parsed.is_live and parsed is not JobState.COMPLETED else "",
+        exit_note=exit_note(Path(log.replace("%j", job_id))) if can_have_note else "",
         time_limit_s=parse_time(limit),
         mark=mark,
         script=command,
