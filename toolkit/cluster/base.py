@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from toolkit.cluster.accounting import Accounting
-from toolkit.cluster.batchlog import PREEMPTED
+from toolkit.cluster.batchlog import PREEMPTED, find_lost_nodes
 from toolkit.cluster.partitions import Node, NodeLoad, PartitionLimits
 from toolkit.cluster.spec import JobSpec
 
@@ -118,8 +118,12 @@ class JobStatus:
             return Fate.OPEN
         if self.state is JobState.UNKNOWN:
             return Fate.UNKNOWN
-        is_lost = self.state is JobState.NODE_FAIL or self.reason == _NODE_DOWN
-        return Fate.BROKEN_OFF if is_lost or self.is_preempted else Fate.CANCELLED
+        return Fate.BROKEN_OFF if self.has_failed_node or self.is_preempted else Fate.CANCELLED
+
+    @property
+    def has_failed_node(self) -> bool:
+        """Whether a node that failed has ended it, or the attempt that its log tells of."""
+        return self.state is JobState.NODE_FAIL or self.reason == _NODE_DOWN or bool(find_lost_nodes(self.exit_note))
 
     @property
     def is_preempted(self) -> bool:
