@@ -46,7 +46,7 @@ class SlurmSays:
 def line(
     job_id: str, *, state: str = "RUNNING", mark: str = "", script: str = "/x", submit: str = "2026-01-01T00:00:00"
 ) -> str:
-    cells = [job_id, state, "None", "0", submit, "N/A", "N/A", "10:00", "n[1-2]", mark, script, "/dev/null"]
+    cells = [job_id, state, "None", "0", submit, "N/A", "N/A", "10:00", "n[1-2]", mark, script, "/dev/null", "N/A"]
     return SEP.join(f"{cell:<20}" for cell in cells) + SEP
 
 

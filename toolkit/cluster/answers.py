@@ -1,4 +1,4 @@
-"""What Slurm's commands say of jobs, read. Pure, but for the log that names a failed task.
+"""What Slurm's commands say of jobs, read. Pure, but for the log that tells how a job ended.
 
 Source: Slurm 22.05, scontrol(1), sinfo(1), squeue(1).
 """
@@ -7,16 +7,17 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
+from itertools import zip_longest
 from pathlib import Path
 
 from toolkit.cluster.base import JobState, JobStatus
+from toolkit.cluster.batchlog import find_exit_note, newest_attempt
 from toolkit.cluster.hostlist import expand_nodes
 from toolkit.cluster.marks import find_mark
 
 # Slurm's rarer states, as what they mean to a run.
 # Source: Slurm 22.05, squeue(1), JOB STATE CODES.
 _RARE_STATES = {
-    "CONFIGURING": JobState.PENDING,
     "REQUEUE_FED": JobState.PENDING,
     "REQUEUE_HOLD": JobState.PENDING,
     "RESV_DEL_HOLD": JobState.PENDING,
@@ -25,7 +26,6 @@ _RARE_STATES = {
     "SIGNALING": JobState.RUNNING,
     "STAGE_OUT": JobState.COMPLETING,
     "STOPPED": JobState.RUNNING,
-    "SUSPENDED": JobState.RUNNING,
     "BOOT_FAIL": JobState.NODE_FAIL,
     "DEADLINE": JobState.TIMEOUT,
     "REVOKED": JobState.CANCELLED,
@@ -41,6 +41,7 @@ def parse_state(word: str) -> JobState:
 _OWN = (
     *(("ArrayJobID", 20), ("State", 24), ("Reason", 80), ("RestartCnt", 12), ("SubmitTime", 24), ("StartTime", 24)),
     *(("EndTime", 24), ("TimeLimit", 20), ("NodeList", 1024), ("Comment", 512), ("Command", 1024), ("STDOUT", 1024)),
+    ("PreemptTime", 24),
 )
 _CELL_END = "\x1f"  # stands in no path and no comment
 OWN_COLUMNS = ",".join(f"{name}:{width}{_CELL_END}" for name, width in _OWN)
@@ -48,6 +49,8 @@ OWN_COLUMNS = ",".join(f"{name}:{width}{_CELL_END}" for name, width in _OWN)
 
 _WORST_FIRST = (
     JobState.RUNNING,
+    JobState.SUSPENDED,
+    JobState.CONFIGURING,
     JobState.COMPLETING,
     JobState.PENDING,
     JobState.REQUEUED,
@@ -63,24 +66,49 @@ _WORST_FIRST = (
 """Which task speaks for an array: it is live while one of them is, and COMPLETED when all are."""
 
 
+# Values that a user chooses may hold blanks and `=`: each ends where another known field begins.
+# Source: Slurm 22.05, src/api/job_info.c; recorded answers of 24.11 and 26.05.
+_TEXTS = "JobName|Command|SubmitLine|WorkDir|AdminComment|SystemComment|Comment|Extra|StdErr|StdIn|StdOut"
+_KEYS = (
+    f"{_TEXTS}|JobId|ArrayJobId|ArrayTaskId|HetJobId|UserId|GroupId|MCS_label|Priority|Nice|Account|QOS|WCKey|JobState"
+    "|Reason|Dependency|Requeue|Restarts|BatchFlag|Reboot|ExitCode|RunTime|TimeLimit|TimeMin|SubmitTime|EligibleTime"
+    "|AccrueTime|StartTime|EndTime|Deadline|PreemptEligibleTime|PreemptTime|SuspendTime|SecsPreSuspend|LastSchedEval"
+    "|Scheduler|Partition|AllocNode:Sid|ReqNodeList|ExcNodeList|NodeList|SchedNodeList|BatchHost|NumNodes|NumCPUs"
+    "|NumTasks|CPUs/Task|ReqB:S:C:T|TRES|ReqTRES|AllocTRES|Features|Reservation|Licenses|Network|BurstBuffer|Container"
+    "|ContainerID|SELinuxContext|Switches|Power|CpusPerTres|MemPerTres|TresBind|TresFreq|TresPerJob|TresPerNode"
+    "|TresPerSocket|TresPerTask|MailUser|MailType"
+)
+_FIELD = re.compile(rf"(?:^| )(?:({_TEXTS})=(.*?)(?= +(?:{_KEYS})=|$)|([\w:/]+)=(\S*))")
+
+
+def parse_fields(line: str) -> dict[str, str]:
+    """Read the `key=value` pairs of a job; of a key that stands in a value, too, the first one counts."""
+    fields: dict[str, str] = {}
+    for text_key, text, key, value in _FIELD.findall(line.rstrip()):
+        fields.setdefault(text_key or key, text or value)
+    return fields
+
+
 def parse_jobs(text: str, *, exit_note: Callable[[Path], str]) -> JobStatus:
     """Read the lines of `scontrol show job -o`: one for a job, several for an array."""
-    tasks = [parse_job(line, exit_note=exit_note) for line in text.splitlines() if line.strip()]
+    lines = [line for line in text.split("\n") if line.strip()]
+    tasks = [parse_job(line, exit_note=exit_note) for line in lines]
     worst = min(tasks, key=lambda task: _WORST_FIRST.index(task.state))
-    array_id = re.search(r"ArrayJobId=(\d+)", text)
+    array_id = parse_fields(lines[0]).get("ArrayJobId")
     if array_id is None:
         return worst
     nodes = tuple(dict.fromkeys(node for task in tasks for node in task.nodes))
-    return replace(worst, job_id=array_id[1], nodes=nodes)
+    return replace(worst, job_id=array_id, nodes=nodes)
 
 
 def parse_job(text: str, *, exit_note: Callable[[Path], str]) -> JobStatus:
     """Read one line of `scontrol show job -o`."""
-    fields = _read_fields(text)
+    fields = parse_fields(text)
     state = parse_state(fields.get("JobState", ""))
     restarts = int(fields.get("Restarts") or 0)
     if state is JobState.PENDING and restarts:
         state = JobState.REQUEUED
+    batch_log = find_batch_log(fields.get("StdOut", ""), work_dir=fields.get("WorkDir", ""))
     # an epilogue asks while its job still counts as running
     ended = state not in {JobState.PENDING, JobState.REQUEUED, JobState.COMPLETED}
     return JobStatus(
@@ -92,7 +120,9 @@ def parse_job(text: str, *, exit_note: Callable[[Path], str]) -> JobStatus:
         submit_time=_timestamp(fields.get("SubmitTime")),
         start_time=_timestamp(fields.get("StartTime")),
         end_time=_timestamp(fields.get("EndTime")),
-        exit_note=exit_note(Path(fields.get("StdOut", ""))) if ended else "",
+        preempt_time=_timestamp(fields.get("PreemptTime")),
+        exit_note=exit_note(Path(batch_log)) if ended else "",
+        batch_log=batch_log,
         can_requeue=fields.get("Requeue") != "0",
         exclude=tuple(expand_nodes(fields.get("ExcNodeList", ""))),
         time_limit_s=parse_time(fields.get("TimeLimit", "")),
@@ -101,21 +131,30 @@ def parse_job(text: str, *, exit_note: Callable[[Path], str]) -> JobStatus:
     )
 
 
-def _read_fields(line: str) -> dict[str, str]:
-    """Split `JobId=7 ... Command=a b.sh SubmitLine=sbatch a b.sh EndTime=now WorkDir=...` into fields.
+def find_batch_log(told: str, *, work_dir: str) -> str:
+    """Say where the batch log of a job is, by what Slurm tells of it.
 
-    A value reaches to the next field, and a field counts where it stands first: words of a user come later.
+    A `%` in the name of a folder, which sbatch was given as `%%`, is told as if it stood for something. The folder that
+    a job started in is told as it is, so the folders above both are taken from there.
+
+    Source: measured on Slurm 22.05, scontrol.
     """
-    fields: dict[str, str] = {}
-    for name, value in re.findall(r"(?:^|\s)([A-Z][\w:/]*)=(.*?)(?=\s+[A-Z][\w:/]*=|\s*$)", line):
-        fields.setdefault(name, value)
-    return fields
+    if "%" not in told + work_dir:
+        return told
+    pairs = zip_longest(Path(told).parts, Path(work_dir).parts, fillvalue="")
+    return str(Path(*(right if "%" in right else part for part, right in pairs if part)))
+
+
+def _expand_log(pattern: str, *, job_id: str) -> str:
+    """Do what Slurm does with the pattern of a log's name, which squeue tells as it was given."""
+    told = {"%%": "%", "%j": job_id, "%A": job_id}
+    return re.sub("%[%jA]", lambda found: told[found[0]], pattern)
 
 
 def parse_own_jobs(text: str, *, exit_note: Callable[[Path], str]) -> list[JobStatus]:
     """Read what squeue says of a user's jobs (OWN_COLUMNS); the tasks of an array are one job."""
     tasks: dict[str, list[JobStatus]] = {}
-    for line in text.splitlines():
+    for line in text.split("\n"):
         cells = [cell.strip() for cell in line.split(_CELL_END)]
         if len(cells) >= len(_OWN):
             status = _read_own(cells, exit_note)
@@ -124,7 +163,8 @@ def parse_own_jobs(text: str, *, exit_note: Callable[[Path], str]) -> list[JobSt
 
 
 def _read_own(cells: Sequence[str], exit_note: Callable[[Path], str]) -> JobStatus:
-    job_id, state, reason, restarts, submitted, start, end, limit, nodes, comment, command, log = cells[: len(_OWN)]
+    job_id, state, reason, restarts, submitted, start, end, limit, nodes, comment, command = cells[:11]
+    batch_log, preempted = _expand_log(cells[11], job_id=job_id), cells[12]
     parsed, mark = parse_state(state), find_mark(comment)
     if parsed is JobState.PENDING and restarts not in {"", "0"}:
         parsed = JobState.REQUEUED
@@ -138,7 +178,9 @@ def _read_own(cells: Sequence[str], exit_note: Callable[[Path], str]) -> JobStat
         submit_time=_timestamp(submitted),
         start_time=_timestamp(start),
         end_time=_timestamp(end),
-        exit_note=exit_note(Path(log.replace("%j", job_id))) if can_have_note else "",
+        preempt_time=_timestamp(preempted),
+        exit_note=exit_note(Path(batch_log)) if can_have_note else "",
+        batch_log=batch_log,
         time_limit_s=parse_time(limit),
         mark=mark,
         script=command,
@@ -146,13 +188,10 @@ def _read_own(cells: Sequence[str], exit_note: Callable[[Path], str]) -> JobStat
 
 
 def read_exit_note(batch_log: Path) -> str:
-    """Find the first task of the newest attempt that srun saw end badly: `rank 3 on node2: Killed`."""
+    """Say how the newest attempt of a job ended: see `JobStatus.exit_note`; nothing where there is no log."""
     if not batch_log.is_file():
         return ""
-    pattern = re.compile(r"srun: error: (\S+): tasks? (\d+)\S*: (.+)")
-    text = batch_log.read_text(encoding="utf-8", errors="replace")
-    matches = pattern.findall(re.split(r"^attempt \S+$", text, flags=re.MULTILINE)[-1])
-    return f"rank {matches[0][1]} on {matches[0][0]}: {matches[0][2]}" if matches else ""
+    return find_exit_note(newest_attempt(batch_log.read_text(encoding="utf-8", errors="replace")))
 
 
 def is_usable(state: str) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from toolkit.cluster.accounting import Accounting
+from toolkit.cluster.batchlog import PREEMPTED, find_lost_nodes
 from toolkit.cluster.partitions import Node, NodeLoad, PartitionLimits
 from toolkit.cluster.spec import JobSpec
 
@@ -17,12 +18,16 @@ NEVER_STARTS = "DependencyNeverSatisfied"
 TIME_IS_UP = "TimeLimit"
 """Slurm's reason for a job whose time limit has ended it."""
 
+_NODE_DOWN = "NodeDown"  # Slurm's reason for a job that a failed node has ended
+
 
 class JobState(str, enum.Enum):
     """Slurm's words for the state of a job."""
 
     PENDING = "PENDING"
+    CONFIGURING = "CONFIGURING"  # it has its nodes, which are being started
     RUNNING = "RUNNING"
+    SUSPENDED = "SUSPENDED"  # its processes are stopped until the scheduler or an administrator wakes them
     COMPLETING = "COMPLETING"
     REQUEUED = "REQUEUED"  # pending again after a requeue
     COMPLETED = "COMPLETED"
@@ -37,7 +42,17 @@ class JobState(str, enum.Enum):
     @property
     def is_live(self) -> bool:
         """Whether the job runs or will run without anybody doing anything."""
-        return self in {JobState.PENDING, JobState.RUNNING, JobState.COMPLETING, JobState.REQUEUED}
+        return self in _LIVE
+
+
+_LIVE = {
+    JobState.PENDING,
+    JobState.CONFIGURING,
+    JobState.RUNNING,
+    JobState.SUSPENDED,
+    JobState.COMPLETING,
+    JobState.REQUEUED,
+}
 
 
 class Fate(enum.Enum):
@@ -49,6 +64,8 @@ class Fate(enum.Enum):
     """The time limit has ended it. It can be requeued or followed up."""
     REQUEUED = "requeued"
     """It starts again without anybody doing anything: preempted, a node failed, or somebody asked for it."""
+    BROKEN_OFF = "broken off"
+    """The scheduler has ended it for good, for another job or because a node failed. It can only be followed up."""
     CANCELLED = "cancelled"
     """Somebody wants it to end. A requeue would bring it back to life."""
     UNKNOWN = "unknown"
@@ -69,8 +86,13 @@ class JobStatus:
     start_time: float | None = None
     end_time: float | None = None
     """When it ended, or when its time limit will end it."""
+    preempt_time: float | None = None
+    """When it was first told to make way for another job; None: it was not."""
     exit_note: str = ""
-    """Which task ended first and how (`rank 3 on node2: killed by SIGKILL`); empty where unknown."""
+    """How it ended: which task ended first (`rank 3 on node2: killed by SIGKILL`), `node node2 failed`, `preempted`, or
+    what the scheduler itself complained of; empty where unknown."""
+    batch_log: str = ""
+    """Path of what the job script and the scheduler itself have written; empty where unknown."""
     can_requeue: bool = True
     """Whether the scheduler would put it back into the queue when it is asked to."""
     exclude: tuple[str, ...] = ()
@@ -86,15 +108,32 @@ class JobStatus:
         """Say what has become of the attempt that began as restart number `restarts`; to be asked inside the job.
 
         Source: measured on Slurm 22.05. While the batch shell lives, every end shows as COMPLETING; at the limit the
-        reason is TimeLimit; a requeue counts the restart at once.
+        reason is TimeLimit, after a failed node NodeDown; a requeue counts the restart at once.
         """
         if self.restarts > restarts or self.state is JobState.REQUEUED:
             return Fate.REQUEUED
         if self.state is JobState.TIMEOUT or self.reason == TIME_IS_UP:
             return Fate.OUT_OF_TIME
-        if self.state is JobState.RUNNING:
+        if self.state in {JobState.RUNNING, JobState.SUSPENDED}:
             return Fate.OPEN
-        return Fate.UNKNOWN if self.state is JobState.UNKNOWN else Fate.CANCELLED
+        if self.state is JobState.UNKNOWN:
+            return Fate.UNKNOWN
+        return Fate.BROKEN_OFF if self.has_failed_node or self.is_preempted else Fate.CANCELLED
+
+    @property
+    def has_failed_node(self) -> bool:
+        """Whether a node that failed has ended it, or the attempt that its log tells of."""
+        return self.state is JobState.NODE_FAIL or self.reason == _NODE_DOWN or bool(find_lost_nodes(self.exit_note))
+
+    @property
+    def is_preempted(self) -> bool:
+        """Whether it has to make way for another job, or had to, since it started.
+
+        Source: measured on Slurm 22.05. PreemptTime is set when SIGTERM is sent, in a grace time, too; a cancel does
+        not set it. A job that Slurm requeues has none: there the batch log alone tells.
+        """
+        told = self.preempt_time is not None and self.preempt_time >= (self.start_time or 0.0)
+        return told or self.state is JobState.PREEMPTED or self.exit_note == PREEMPTED
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

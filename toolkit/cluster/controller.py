@@ -139,7 +139,7 @@ class Controller:
         self._watch_clock(attempt)
         if attempt.lost_node is not None:
             send_signal(attempt.tasks, signal.SIGKILL)
-            return JobState.NODE_FAIL, f"{attempt.lost_node} crashed", attempt.note or f"{attempt.lost_node} crashed"
+            return JobState.NODE_FAIL, "NodeDown", f"node {attempt.lost_node} failed"
         if attempt.kill_all_at is not None and time.time() >= attempt.kill_all_at:
             assert attempt.ending is not None, "an end without a reason"
             return (*attempt.ending, "")

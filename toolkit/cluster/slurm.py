@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import shlex
+import shutil
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -259,7 +260,7 @@ class SlurmCluster:
         with ThreadPoolExecutor(3) as threads:
             words = ["scontrol", "show", "assoc_mgr", f"users={user}", "flags=assoc,qos", "-o"]
             limits = threads.submit(self._call, words, act=act)
-            rows = [threads.submit(self._ask_database, words.split()) for words in asked]
+            rows = [threads.submit(self._ask_database, ["sacctmgr", "-n", "-P", *words.split()]) for words in asked]
             return read_accounting(
                 self._settings[1],
                 limits.result(),
@@ -269,9 +270,11 @@ class SlurmCluster:
                 uid=os.getuid(),
             )
 
-    def _ask_database(self, words: Sequence[str]) -> str:
-        """Ask sacctmgr, which is of use where it answers at once."""
-        said = run_command(["sacctmgr", "-n", "-P", *words], timeout_s=_DATABASE_S)
+    def _ask_database(self, command: Sequence[str]) -> str:
+        """Ask accounting, which is of use where it is installed and answers at once."""
+        if shutil.which(command[0]) is None:
+            return ""
+        said = run_command(command, timeout_s=_DATABASE_S)
         return said.out if said.code == 0 else ""
 
     def runs_here(self, partition: str) -> bool:
@@ -283,8 +286,7 @@ class SlurmCluster:
 
     def recall(self, job_id: str) -> JobStatus:
         """Ask accounting, where there is one that answers at once."""
-        said = run_command(["sacct", "-n", "-X", "-P", "-j", job_id, "-o", "State"], timeout_s=_DATABASE_S)
-        words = said.out.split("|")[0].split() if said.code == 0 else []
+        words = self._ask_database(["sacct", "-n", "-X", "-P", "-j", job_id, "-o", "State"]).split()
         return JobStatus(job_id=job_id, state=parse_state(words[0] if words else ""))
 
     def _call(

@@ -16,7 +16,9 @@ from typing import Any
 
 from toolkit.checkpoint import layout
 from toolkit.cluster.base import Fate, JobStatus
+from toolkit.cluster.batchlog import find_lost_nodes
 from toolkit.cluster.choose import OwnJob, read_own_job
+from toolkit.cluster.hostlist import expand_nodes
 from toolkit.cluster.marks import follower_mark
 from toolkit.config.schema import RunConfig
 from toolkit.errors import EXIT_BUG, EXIT_DONE, ClusterError, ToolkitError
@@ -33,9 +35,9 @@ from toolkit.launch.ledger import (
     write_job_record,
 )
 from toolkit.launch.measured import keep_measurement
-from toolkit.launch.nodes import NodeLedger, choose_exclusions
+from toolkit.launch.nodes import CRASH, NodeLedger, choose_exclusions
 from toolkit.launch.placement import usable_nodes
-from toolkit.launch.verdict import BY_SCHEDULER, Ending, blame, decide, first_line
+from toolkit.launch.verdict import BY_SCHEDULER, NODE_FAIL, PREEMPTED, Ending, blame, decide, first_line
 from toolkit.log import setup_logging
 from toolkit.monitor.history import newest_steps
 from toolkit.rundir import RunDir
@@ -65,9 +67,8 @@ class After:
         fate = self._ask_fate()
         # told to end without that, it is preempted: its nodes are wanted, and it goes on later
         is_halted = self.run_dir.halt_path.exists() or fate is Fate.CANCELLED
-        is_own_end = fate in {Fate.OPEN, Fate.UNKNOWN} and not is_halted
-        self._blame(self._close_attempt(failures, is_own_end=is_own_end))
-        if fate is not Fate.OUT_OF_TIME:  # then there is none to lose
+        self._blame(self._close_attempt(failures, fate, is_halted=is_halted))
+        if fate not in {Fate.OUT_OF_TIME, Fate.BROKEN_OFF}:  # then there is no time to lose
             self._keep_measurement()
         if fate is Fate.REQUEUED:
             self._tell_next(BY_SCHEDULER)
@@ -113,7 +114,7 @@ class After:
     def _nodes(self) -> NodeLedger:
         return NodeLedger(self.run_dir.root.parent)
 
-    def _close_attempt(self, failures: list[Failure], *, is_own_end: bool) -> Attempt:
+    def _close_attempt(self, failures: list[Failure], fate: Fate, *, is_halted: bool) -> Attempt:
         """Complete the line of the attempt with what is known now."""
         attempts = read_attempts(self.run_dir)
         known = next((one for one in attempts if one.attempt == self.job.attempt), None)
@@ -132,10 +133,30 @@ class After:
         if known.outcome == "RUNNING":
             causes = [failure for failure in failures if not failure.is_echo]
             fields |= self._tell_crash(known, causes)
-            if is_own_end:
+            if fate in {Fate.OPEN, Fate.UNKNOWN} and not is_halted:
                 fields["culprits"] = blame(causes, self.status.exit_note, num_nodes=len(known.nodes))
+        if not is_halted:
+            fields |= self._tell_break(known)
         change_attempt(self.run_dir, self.job.attempt, **fields)
         return replace(known, **fields)
+
+    def _tell_break(self, attempt: Attempt) -> dict[str, Any]:
+        """Say that the scheduler broke the attempt off; nothing where its ranks ended by themselves.
+
+        A rank that ends with an error then has lost its peers, or what it was told to leave.
+        """
+        note = self.status.exit_note
+        if self.status.has_failed_node and attempt.outcome == "RUNNING":
+            nodes = tuple(expand_nodes(find_lost_nodes(note)))
+            return {
+                "outcome": NODE_FAIL,
+                "reason": note if nodes else "a node failed",
+                "culprits": nodes,
+                "cause": CRASH,
+            }
+        if self.status.is_preempted and attempt.outcome in {"RUNNING", "STOPPED"}:
+            return {"outcome": PREEMPTED, "reason": "its nodes were wanted for another job (preempted)"}
+        return {}
 
     def _tell_crash(self, attempt: Attempt, causes: list[Failure]) -> dict[str, Any]:
         exit_note = self.status.exit_note
@@ -159,10 +180,12 @@ class After:
         cluster, job_id = self.job.cluster, self.job.job_id
         mark = follower_mark(settle(self.run_dir).run_id, f"after-{self.job.attempt}")
         try:
-            if replace(self, status=cluster.state(job_id))._ask_fate() is Fate.CANCELLED:  # meanwhile
+            fate = replace(self, status=cluster.state(job_id))._ask_fate()  # meanwhile
+            if fate is Fate.CANCELLED:
                 self._tell_next("nothing: it was stopped")
                 return EXIT_DONE
-            if self.status.can_requeue and set(bad) <= set(self.status.exclude) and self._requeue():
+            can_requeue = self.status.can_requeue and fate is not Fate.BROKEN_OFF
+            if can_requeue and set(bad) <= set(self.status.exclude) and self._requeue():
                 return EXIT_DONE
             new_id = cluster.follow_up(
                 job_id,

@@ -16,8 +16,8 @@ from toolkit.rundir import RunDir
 class Attempt:
     """One start of a job. Times are Unix seconds.
 
-    `outcome` is RUNNING until it is known, then what the loop says (FINISHED, REQUEUE, STOPPED, FAILED), CRASHED where
-    a rank broke off with an error, KILLED where the ranks ended without a word.
+    `outcome` is RUNNING until it is known, then what the loop says (FINISHED, REQUEUE, STOPPED, FAILED), PREEMPTED or
+    NODE_FAIL where the scheduler broke it off, CRASHED where a rank ended with an error, KILLED where none said why.
     """
 
     attempt: str

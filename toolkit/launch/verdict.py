@@ -3,14 +3,24 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from toolkit.cluster.batchlog import find_lost_nodes
+from toolkit.cluster.hostlist import expand_nodes
 from toolkit.launch.ledger import Attempt, Failure
 from toolkit.launch.nodes import is_fault_of_node
 
 BY_SCHEDULER = "requeued by the scheduler"
 """What came after an attempt that was preempted, or whose node failed."""
 
-# Told to end, or warned before it listened; NCCL aborts where a peer is gone.
-_ECHOES = ("exit code", "Terminated", "SIGTERM", "SIGUSR2", "User defined signal 2", "Aborted", "SIGABRT")
+PREEMPTED, NODE_FAIL = "PREEMPTED", "NODE_FAIL"
+"""Outcomes of attempts that the scheduler broke off."""
+
+_BROKEN_OFF = {PREEMPTED, NODE_FAIL}
+
+# Told to end, or warned before it listened; NCCL aborts where a peer is gone; the limit of memory is the job's own.
+_ECHOES = (
+    *("exit code", "Terminated", "SIGTERM", "SIGUSR2", "User defined signal 2", "Aborted", "SIGABRT"),
+    "Out Of Memory",
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,13 +77,14 @@ def _count_fruitless(attempts: Sequence[Attempt]) -> int:
         if (reached if attempt.saved_step is None else attempt.saved_step) > (attempt.first_step or 0):
             break
         reached = attempt.first_step or 0
-        count += attempt.next != BY_SCHEDULER
+        count += attempt.next != BY_SCHEDULER and attempt.outcome not in _BROKEN_OFF
     return count
 
 
 def _is_same_error(ending: Ending) -> bool:
     """Tell a mistake in the program from a fault of a machine: it comes back at the same step in the same words."""
-    if len(ending.attempts) < 2 or not any(not failure.is_echo for failure in ending.failures):
+    is_told = any(not failure.is_echo for failure in ending.failures)
+    if len(ending.attempts) < 2 or not is_told or ending.attempts[-1].outcome in _BROKEN_OFF:
         return False
     before, last = ending.attempts[-2:]
     return (before.outcome, before.reason, before.last_step) == (last.outcome, last.reason, last.last_step)
@@ -91,6 +102,9 @@ def blame(causes: Sequence[Failure], exit_note: str, *, num_nodes: int) -> tuple
     fail alike, so that its words must speak of its parts. A rank that was told to end, or ended by itself without a
     word of its own, is the echo of another.
     """
+    lost = find_lost_nodes(exit_note)
+    if lost:
+        return tuple(expand_nodes(lost))
     named = tuple(dict.fromkeys(node for failure in causes for node in failure.culprits))
     if named:
         return named if 2 * len(named) <= max(2, num_nodes) else ()
@@ -100,4 +114,5 @@ def blame(causes: Sequence[Failure], exit_note: str, *, num_nodes: int) -> tuple
         return nodes if len(nodes) == 1 else ()
     who, _, how = exit_note.partition(": ")  # rank 3 on node2: Killed
     words = who.split()
-    return (words[3],) if len(words) == 4 and not any(mark in how for mark in _ECHOES) else ()
+    is_task = len(words) == 4 and words[0] == "rank"
+    return (words[3],) if is_task and not any(mark in how for mark in _ECHOES) else ()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.cluster.test_slurm import SPEC
+from toolkit.cluster.base import JobState
 from toolkit.cluster.commands import SilentError, UndecidedError, run_command
 from toolkit.cluster.slurm import SlurmCluster, read_job_id
 from toolkit.errors import ClusterError
@@ -135,3 +136,20 @@ def test_the_number_of_a_job_is_read_from_the_line_that_has_nothing_else() -> No
     assert read_job_id("7\n") == "7"
     assert read_job_id("INFO: node 12 is slow\n15;clusterx\nINFO: 3 h left\n") == "15"
     assert read_job_id("quota 12 of 100\n") is None
+
+
+def test_a_job_is_forgotten_where_accounting_is_not_installed(
+    site: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(site() / "bin"))
+    assert SlurmCluster().recall("7").state is JobState.UNKNOWN
+
+
+def test_accounting_that_does_not_answer_is_not_waited_for(
+    site: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("toolkit.cluster.slurm._DATABASE_S", 0.2)
+    site(sacct="sleep 60")
+    assert SlurmCluster().recall("7").state is JobState.UNKNOWN
+    site(sacct="echo 'CANCELLED by 5'")
+    assert SlurmCluster().recall("7").state is JobState.CANCELLED

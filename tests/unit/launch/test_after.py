@@ -16,7 +16,7 @@ from toolkit.config.schema import ClusterSection, RunConfig
 from toolkit.errors import EXIT_DONE, ClusterError
 from toolkit.launch.after import After
 from toolkit.launch.expected import expect, write_expected
-from toolkit.launch.ledger import Attempt, Failure, begin_attempt, read_attempts, write_failure
+from toolkit.launch.ledger import Attempt, Failure, begin_attempt, change_attempt, read_attempts, write_failure
 from toolkit.launch.nodes import HANG, NodeLedger
 from toolkit.plan.proposal import plan_of
 from toolkit.rundir import RunDir
@@ -99,6 +99,42 @@ def test_what_the_scheduler_ends_is_the_fault_of_no_node(run_dir: RunDir, status
     act(run_dir, **status)
     assert blamed(run_dir) == []
     assert read_attempts(run_dir)[0].outcome == "KILLED"
+
+
+@pytest.mark.parametrize("grace", [False, True])
+def test_a_run_whose_job_was_cancelled_for_another_one_goes_on_in_a_new_job(run_dir: RunDir, grace: bool) -> None:
+    state = {"state": JobState.RUNNING, "can_requeue": False} if grace else {"state": JobState.COMPLETING}
+    if grace:
+        change_attempt(run_dir, "7.0", outcome="STOPPED", reason="told to end (SIGTERM)")
+    assert act(run_dir, **state, start_time=10.0, preempt_time=20.0) == [("follow_up",)]
+    (attempt,) = read_attempts(run_dir)
+    assert (attempt.outcome, attempt.next, attempt.culprits) == ("PREEMPTED", "job 8", ())
+    assert "(preempted)" in attempt.reason
+    assert blamed(run_dir) == []
+
+
+def test_a_preempted_run_that_its_user_stopped_stays_so(run_dir: RunDir) -> None:
+    run_dir.halt_path.touch()
+    assert act(run_dir, state=JobState.COMPLETING, start_time=10.0, preempt_time=20.0) == []
+    assert read_attempts(run_dir)[0].next == "nothing: it was stopped"
+
+
+@pytest.mark.parametrize(
+    ("status", "asked"),
+    [
+        ({"state": JobState.COMPLETING, "reason": "NodeDown"}, [("follow_up",)]),  # it may not be requeued
+        ({"state": JobState.COMPLETING, "restarts": 1}, []),  # Slurm has requeued it
+    ],
+)
+def test_a_node_that_fails_is_named_and_blamed_and_not_the_one_that_lost_it(
+    run_dir: RunDir, status: dict[str, Any], asked: list[Any]
+) -> None:
+    lost = Failure(rank=0, node="node1", time=0.0, is_echo=False, error="RuntimeError: Connection closed by peer")
+    write_failure(run_dir, "7.0", lost)
+    assert act(run_dir, **status, exit_note="node node2 failed") == asked
+    (attempt,) = read_attempts(run_dir)
+    assert (attempt.outcome, attempt.reason, attempt.culprits) == ("NODE_FAIL", "node node2 failed", ("node2",))
+    assert blamed(run_dir) == ["node2"]
 
 
 def test_a_stop_that_kills_a_rank_at_its_start_is_the_fault_of_no_node(run_dir: RunDir) -> None:

@@ -77,6 +77,12 @@ def test_what_the_scheduler_broke_off_has_not_failed() -> None:
     assert not judge(*preempted[:2], attempt(0), preempted[2], *(attempt(0) for _ in range(2))).goes_on
 
 
+@pytest.mark.parametrize("outcome", ["PREEMPTED", "NODE_FAIL"])
+def test_a_run_that_is_broken_off_again_and_again_goes_on(outcome: str) -> None:
+    again = [attempt(0, outcome=outcome, reason="as before", next="job 2") for _ in range(4)]
+    assert judge(*again, failures=(failure(),)).goes_on
+
+
 def test_an_attempt_that_nobody_could_close_got_as_far_as_the_next_one_began() -> None:
     unclosed = [attempt(number, saved_step=None) for number in range(3)]
     assert judge(*unclosed, attempt(3)).goes_on
@@ -110,6 +116,14 @@ def test_the_only_node_of_a_run_is_not_blamed_for_an_error_of_the_program() -> N
 )
 def test_the_echo_of_another_rank_blames_nobody(how: str) -> None:
     assert blame([], f"rank 1 on node2: {how}", num_nodes=2) == ()
+
+
+def test_what_slurm_itself_says_blames_nobody_but_a_failed_node() -> None:
+    assert blame([failure(node="node1")], "node node2 failed", num_nodes=2) == ("node2",)
+    assert blame([], "node node[2-3] failed", num_nodes=4) == ("node2", "node3")
+    assert blame([], "rank 1 on node2: Out Of Memory", num_nodes=2) == ()
+    assert blame([], "srun: error: Unable to create step for job 7: Invalid generic resource", num_nodes=2) == ()
+    assert blame([], "preempted", num_nodes=2) == ()
 
 
 def test_where_most_nodes_are_named_it_is_the_network() -> None:
