@@ -14,16 +14,11 @@ pytestmark = pytest.mark.cluster
 ASKED = ("--nodes", "2", "--gpus-per-node", "1", "cluster.cpus_per_task=1", "--dry-run")
 
 
-def known(fault: str) -> tuple[pytest.MarkDecorator, ...]:
-    """Mark what fails today; whoever mends the fault takes the mark away."""
-    return (pytest.mark.xfail(strict=True, reason=fault),)
-
-
 @pytest.mark.parametrize(
     ("mode", "words"),
     [
         ("banner", ()),
-        pytest.param("norequeue", ("cluster.requeue=false",), marks=known("F17: a requeue cannot be left out")),
+        ("norequeue", ("cluster.requeue=false",)),
         ("gres", ()),
         ("mem", ("cluster.mem_per_node=4G",)),
         ("nodep", ()),
@@ -46,19 +41,9 @@ def test_what_a_plugin_of_the_site_demands_can_be_given(
     [
         ("h100", (), "#SBATCH --time=2880"),
         ("a100", (), "#SBATCH --gpus-per-node=a100:1"),
-        pytest.param("unl", (), "#SBATCH --time=", marks=known("F8: no --time, so the default time limit holds")),
-        pytest.param(
-            "gpu",
-            ("cluster.gpu_type=a100",),
-            "#SBATCH --gpus-per-node=a100:1",
-            marks=known("F11: the type is dropped where the first node has another"),
-        ),
-        pytest.param(
-            "all",
-            ("cluster.gpu_type=h100",),
-            "#SBATCH --gpus-per-node=h100:1",
-            marks=known("F7: a partition with CPU nodes has no GPUs"),
-        ),
+        ("unl", (), "#SBATCH --time=UNLIMITED"),
+        ("gpu", ("cluster.gpu_type=a100",), "#SBATCH --gpus-per-node=a100:1"),
+        ("all", ("cluster.gpu_type=h100",), "#SBATCH --gpus-per-node=h100:1"),
     ],
 )
 def test_the_script_asks_for_what_the_partition_has(

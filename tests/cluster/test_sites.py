@@ -32,18 +32,6 @@ from toolkit.rundir import RunDir
 pytestmark = pytest.mark.cluster
 
 EVERY = tuple(SHAPES)
-# What fails today: test -> fault and shapes. Whoever mends a fault takes its line away, or the test fails for passing.
-KNOWN_FAULTS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "test_the_job_of_the_sbatch_template_is_the_runs_job": (
-        "F3: nobody records a job that was handed in by hand",
-        EVERY,
-    ),
-    "test_the_sbatch_template_on_fewer_nodes_goes_on_or_says_how": (
-        "F19: an AssertionError of the layout",
-        ("strict",),
-    ),
-}
-
 NUM_STEPS = 100
 PARTITION = {"acct": "h100"}  # it has no default one
 
@@ -56,13 +44,6 @@ def site(request: pytest.FixtureRequest, start_site: Callable[[Shape], Site]) ->
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CONF", str(site.conf))
         yield site
-
-
-@pytest.fixture(autouse=True)
-def known_fault(request: pytest.FixtureRequest, site: Site) -> None:
-    fault, shapes = KNOWN_FAULTS.get(request.function.__name__, ("", ()))
-    if site.shape.name in shapes:
-        request.applymarker(pytest.mark.xfail(strict=True, reason=fault))
 
 
 @pytest.fixture(scope="session")
