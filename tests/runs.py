@@ -4,7 +4,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,22 @@ def wait_for_step(run_dir: RunDir, step: int, *, timeout_s: float = 120) -> None
         timeout_s=timeout_s,
         said=lambda: show.describe(run_dir),
     )
+
+
+@contextmanager
+def held(run_dir: RunDir, step: int) -> Iterator[None]:
+    """Keep a run from getting further than a step while something slow is done, and from being done before."""
+    wait_for_step(run_dir, step)
+    ranks = rank_processes(run_dir)
+    assert ranks, show.describe(run_dir)
+    for rank in ranks:
+        rank.suspend()
+    try:
+        yield
+    finally:
+        for rank in ranks:
+            with suppress(psutil.NoSuchProcess):  # it was to end
+                rank.resume()
 
 
 def wait_for_attempts(run_dir: RunDir, number: int, *, ended: bool, timeout_s: float = 120) -> None:

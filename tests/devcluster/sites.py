@@ -20,6 +20,7 @@ slurmctld, slurmd, slurm-client and munge; shapes with accounting slurmdbd, slur
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import pwd
@@ -36,7 +37,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # as a script it does not see `tests`
 
-from tests.devcluster import accounting, places, processes
+from tests.devcluster import accounting, places, processes, releases
 from tests.devcluster.shapes import LUA_MODES, SHAPES, NodeGroup, Shape, mini
 from tests.devcluster.views import CHECKOUT, Host
 
@@ -56,6 +57,8 @@ def why_not(shape: Shape) -> str | None:
     missing = [name for name in wanted if not shutil.which(name, path=PATH)]
     if missing:
         return f"no real Slurm: {', '.join(missing)} missing; `make test` as root on Debian installs it"
+    if shape.release and not releases.is_fetched(shape.release):
+        return f"no Slurm of Debian {shape.release}: `make test` fetches it, where apt has Debian's archive"
     if shape.user and os.geteuid() != 0:
         return f"a Slurm of shape {shape.name} needs root: its jobs run as another user, its nodes have their own /tmp"
     return None
@@ -90,6 +93,10 @@ class Site:
             shutil.chown(directory, self.shape.user)
         return directory
 
+    def search_path(self, own: str) -> str:
+        """Give the PATH of who uses it: where its Slurm is another one than that of this machine, that comes first."""
+        return f"{releases.bin_dir(self.shape.release)}:{own}" if self.shape.release else own
+
     def log(self, name: str) -> str:
         """Give what a daemon has said."""
         path = self.dir / "log" / f"{name}.log"
@@ -101,9 +108,10 @@ class Site:
         """Give the command that runs another one as the site's user, in an environment of its own."""
         shown = {"SLURM_CONF": str(self.conf), **variables}
         if self.shape.user is None:
+            shown = {"PATH": self.search_path(PATH), **shown}
             return ["env", *(f"{key}={value}" for key, value in shown.items()), *words]
         shown = {
-            "PATH": "/usr/local/bin:/usr/bin:/bin",
+            "PATH": self.search_path("/usr/local/bin:/usr/bin:/bin"),
             "HOME": str(self.home),
             "USER": self.shape.user,
             "LOGNAME": self.shape.user,
@@ -154,6 +162,8 @@ class Site:
     def _start_slurmd(self, name: str) -> None:
         if self._daemon(f"slurmd-{name}") is None:
             command = ["slurmd", "-N", name]
+            if self.shape.release:
+                command += ["-d", str(releases.bin_dir(self.shape.release) / "slurmstepd")]
             if self._nodes_are_hosts:
                 command = self._host(name).enter(command, writable=self.dir)
             self.start_daemon(command, SLURMD_NODENAME=name)
@@ -208,8 +218,8 @@ class Site:
 
     def _environ(self, **variables: str) -> dict[str, str]:
         """Give the environment of daemons and of the administrator's commands; by SITE_DIR a daemon is known."""
-        own = {"PATH": PATH, "LANG": "C.UTF-8", "SLURM_CONF": str(self.conf), "SITE_DIR": str(self.dir)}
-        return {**own, **variables}
+        own = {"PATH": self.search_path(PATH), "SLURM_CONF": str(self.conf), "SITE_DIR": str(self.dir)}
+        return {"LANG": "C.UTF-8", **own, **variables}
 
     def start_daemon(self, command: list[str], *, log: Path | None = None, **variables: str) -> None:
         """Start a daemon, which goes into the background by itself."""
@@ -322,6 +332,7 @@ def _parse(words: list[str] | None = None) -> argparse.Namespace:
     start = verbs.add_parser("up", help="start a site")
     start.add_argument("shape", choices=SHAPES)
     start.add_argument("dir", type=Path)
+    start.add_argument("--release", help="a Debian release whose Slurm it runs, see releases.py")
     for name, kind in {"nodes": int, "gpus": int, "gpu-type": str, "cpus": int, "kill-wait-s": int}.items():
         start.add_argument(f"--{name}", type=kind, help="of shape mini", default=argparse.SUPPRESS)
     for name in ("down", "env", "guard", "kill-ctld", "start-ctld"):
@@ -340,10 +351,13 @@ def _parse(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def _start(asked: argparse.Namespace) -> None:
-    options: dict[str, Any] = {key: value for key, value in vars(asked).items() if key not in {"verb", "shape", "dir"}}
+    options: dict[str, Any] = {
+        key: value for key, value in vars(asked).items() if key not in {"verb", "shape", "dir", "release"}
+    }
     if options and asked.shape != "mini":
         raise SiteError(f"only the shape mini takes options: {', '.join(options)}")
-    site = up(mini(**options) if options else SHAPES[asked.shape], asked.dir)
+    shape = mini(**options) if options else SHAPES[asked.shape]
+    site = up(dataclasses.replace(shape, release=asked.release), asked.dir)
     print(site.ask("sinfo", "--all").rstrip())
 
 
@@ -366,7 +380,7 @@ def main() -> None:
             os.execvp(command[0], command)
         acts: Mapping[str, Callable[[], None]] = {
             "down": site.down,
-            "env": lambda: print(f"export SLURM_CONF={site.conf}"),
+            "env": lambda: print(f"export SLURM_CONF={site.conf} PATH={site.search_path('$PATH')}"),
             "mode": lambda: site.set_mode(asked.word),
             "kill-ctld": site.kill_controller,
             "start-ctld": site.start_controller,

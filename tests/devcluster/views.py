@@ -135,9 +135,17 @@ class Host:
         return self.dir / str(cover.hidden)[1:].replace("/", "-")
 
 
-def plan_host(name: str, directory: Path, *, user: str, writable: Path) -> Host:
-    """Find what a host must cover so that a user can run what is needed, and write to one directory."""
-    paths = [*needed_paths(), writable]
+def plan_host(name: str, directory: Path, *, user: str, writable: Path, programs: Iterable[Path] = ()) -> Host:
+    """Find what a host must cover so that a user can run what is needed, and write to one directory.
+
+    Args:
+        name: of the host.
+        directory: what it has for itself.
+        user: who uses it.
+        writable: where the user may write.
+        programs: directories of more programs that are run there.
+    """
+    paths = [*needed_paths(), *programs, writable]
     covers, free = plan_covers(paths, own=OWN, is_open=lambda path: may_enter(path, user))
     read_only = tuple(path for path in free if path == CHECKOUT)
     return Host(name=name, dir=directory, covers=tuple(covers), read_only=read_only)

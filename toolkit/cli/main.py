@@ -272,9 +272,13 @@ def _logs(asked: argparse.Namespace) -> None:
 
 def _halt(asked: argparse.Namespace) -> None:
     run_dir = _find(asked)
-    job_id, state = halt(run_dir, how=asked.how)
-    saves = asked.how == "stop" and state is JobState.RUNNING
-    print(f"run {run_dir.name}: job {job_id} {'saves and ends' if saves else 'is being cancelled'}")
+    done = halt(run_dir, how=asked.how)
+    saves = asked.how == "stop" and done.state is JobState.RUNNING
+    print(f"run {run_dir.name}: job {done.job_id} {'saves and ends' if saves else 'is being cancelled'}")
+    if done.ended:
+        print(f"cancelled with it, since it alone waited for them: {', '.join(done.ended)}")
+    if done.left:
+        print(f"its data is still being made by {', '.join(done.left)}")
     print(f"go on with it: python -m toolkit resume {run_dir.name}")
 
 

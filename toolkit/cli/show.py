@@ -20,7 +20,7 @@ from toolkit.errors import ClusterError, ToolkitError
 from toolkit.launch.archive import upload_run
 from toolkit.launch.identity import original_of, read_config
 from toolkit.launch.jobs import Queue, job_status, look_for_job, look_for_jobs
-from toolkit.launch.ledger import Attempt, find_job_record, read_attempts, read_failures
+from toolkit.launch.ledger import Attempt, find_job_record, read_attempts, read_failures, read_refusals
 from toolkit.launch.measured import describe_measured
 from toolkit.launch.prepare import PreparationJobs
 from toolkit.monitor import metrics
@@ -71,6 +71,7 @@ def _outline(run_dir: RunDir, queue: Queue) -> dict[str, Any]:
         "unigram_loss": _unigram_loss(cfg.data),
         "tokens_per_s": last.get(metrics.TOKENS_PER_S) if last else None,
         "attempts": [_plain_attempt(attempt, status) for attempt in attempts],
+        "refusals": read_refusals(run_dir),
         "failures": [asdict(failure) for failure in failures],
     }
 
@@ -180,6 +181,8 @@ def print_run(run_dir: RunDir, console: Console, *, as_json: bool) -> None:
         console.print(run["comparison"], markup=False)
     for attempt in run["attempts"]:
         console.print(_attempt_text(attempt), markup=False)
+    for attempt, words in run["refusals"].items():
+        console.print(f"attempt {attempt} was turned away: {words}", markup=False)
     _print_trouble(run_dir, run, console)
     console.print(f"directory {run['directory']}")
 

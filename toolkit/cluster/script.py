@@ -17,6 +17,7 @@ from toolkit.cluster.marks import write_comment
 from toolkit.cluster.spec import JobSpec
 
 _RANK_LOG = "@RANK_LOG@"
+_TASK_LOG = "%j_%t_log.out"
 _FLAG = "#SBATCH --"
 _INSTEAD = {
     "requeue": {"no-requeue"},
@@ -62,6 +63,8 @@ def render_script(spec: JobSpec) -> str:
             *spec.srun_extra,
         ],
     )
+    # submitit's own file of each task; srun would take the later one all the same
+    text = text.replace(f" --output {shlex.quote(f'{spec.log_dir}/{_TASK_LOG}')}", "", 1)
     text = _apply_extra(text, _add_mark(spec))
     # srun's file names know the job's id but not how often it was requeued; submitit quotes variables.
     rank_log = f"{_attempt_logs(_escape(spec.log_dir))}/%t.out"

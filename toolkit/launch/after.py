@@ -36,6 +36,7 @@ from toolkit.launch.ledger import (
 )
 from toolkit.launch.measured import keep_measurement
 from toolkit.launch.nodes import CRASH, NodeLedger, choose_exclusions
+from toolkit.launch.placement import usable_nodes
 from toolkit.launch.verdict import BY_SCHEDULER, NODE_FAIL, PREEMPTED, Ending, blame, decide, first_line
 from toolkit.log import setup_logging
 from toolkit.monitor.history import newest_steps
@@ -221,11 +222,10 @@ class After:
         section = self.cfg.cluster
         try:
             bad = self._nodes.excluded(time.time())
-            known = self.job.cluster.nodes(section.partition) if bad else []
+            usable = usable_nodes(self.job.cluster, section) if bad else []
         except (OSError, ToolkitError) as error:
             log.warning("no node is left out: %s", error)
             return {}
-        usable = [node.name for node in known if node.is_usable and node.name not in section.exclude]
         return {node: bad[node].reason for node in choose_exclusions(bad, usable, section.nodes)}
 
     def _tell_next(self, text: str) -> None:

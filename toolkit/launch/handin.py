@@ -3,6 +3,7 @@
 import fcntl
 import logging
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -127,6 +128,7 @@ def _write_run_dir(request: Request) -> Request:
     storage.write_atomic(str(run_dir.asked_path), dump_config(request.asked).encode())
     storage.write_atomic(str(run_dir.config_path), dump_config(request.plan.cfg).encode())
     storage.write_atomic(str(run_dir.plan_path), plan_text(request.plan).encode())
+    storage.write_atomic(str(run_dir.python_path), f"{sys.executable}\n".encode())
     write_expected(run_dir, request.expected)
     return replace(request, spec=replace(request.spec, work_dir=code_dir, mark=new_mark(identity.run_id)))
 

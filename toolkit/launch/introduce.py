@@ -11,6 +11,7 @@ from dataclasses import replace
 from toolkit.cluster.base import JobState, JobStatus
 from toolkit.cluster.choose import OwnJob, read_own_job
 from toolkit.cluster.marks import new_mark, owner_of
+from toolkit.config.schema import RunConfig
 from toolkit.errors import ClusterError, RunError
 from toolkit.launch.identity import read_config, refuse_shared_checkpoints, settle
 from toolkit.launch.ledger import JobRecord, find_job_record, read_attempts, write_job_record
@@ -25,10 +26,13 @@ def introduce(run_dir: RunDir, environ: Mapping[str, str]) -> None:
     """Write the record of the job that this process belongs to.
 
     Raises:
-        RunError: another job of the run is running, or the directory is a copy that would save over the original.
+        RunError: the job has another size than the run's layout, another job of the run is running, or the directory is
+            a copy that would save over the original.
     """
     own = read_own_job(environ, patience_s=0.0, answer_s=_ANSWER_S)
-    refuse_shared_checkpoints(run_dir, read_config(run_dir))
+    cfg = read_config(run_dir)
+    _refuse_other_size(run_dir, cfg, environ)
+    refuse_shared_checkpoints(run_dir, cfg)
     run_id = settle(run_dir).run_id
     try:
         jobs = own.cluster.own_jobs()
@@ -44,6 +48,20 @@ def introduce(run_dir: RunDir, environ: Mapping[str, str]) -> None:
     cluster = environ.get("SLURM_CLUSTER_NAME", "") if own.cluster.name == "slurm" else ""
     told = replace(record, job_id=own.job_id, mark=mark, cluster=cluster, submit_time=mine.submit_time)
     write_job_record(run_dir, told)
+
+
+def _refuse_other_size(run_dir: RunDir, cfg: RunConfig, environ: Mapping[str, str]) -> None:
+    """Raise where a job that was handed in by hand has not the ranks of the run's layout."""
+    num_tasks, num_nodes = int(environ["SLURM_NTASKS"]), int(environ.get("SLURM_JOB_NUM_NODES") or 1)
+    nodes, each = cfg.cluster.nodes, cfg.cluster.gpus_per_node or 1
+    if num_tasks != cfg.world_size:
+        raise RunError(
+            f"job {environ['SLURM_JOB_ID']} has {num_tasks} tasks on {num_nodes} nodes, "
+            f"run {run_dir.name} was planned for {nodes} nodes x {each}\n"
+            "  another number of ranks needs another layout\n"
+            f"  python -m toolkit resume {run_dir.name} --nodes {num_nodes} makes one; "
+            f"or sbatch --nodes {nodes} --ntasks-per-node {each} sbatch/train.sbatch"
+        )
 
 
 def _refuse_second(run_dir: RunDir, mine: JobStatus, others: list[JobStatus]) -> None:

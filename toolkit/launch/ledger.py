@@ -147,6 +147,15 @@ def _write(path: Path, attempts: Sequence[Attempt]) -> None:
     storage.write_atomic(str(path), text.encode())
 
 
+def read_refusals(run_dir: RunDir) -> dict[str, str]:
+    """Read which attempts were turned away since the newest one began, oldest first, and why."""
+    attempts = read_attempts(run_dir)
+    since = attempts[-1].start_time if attempts else 0.0
+    paths = [path for path in run_dir.logs_dir.glob("*/refused") if path.stat().st_mtime > since]
+    ordered = sorted(paths, key=lambda path: path.stat().st_mtime)
+    return {path.parent.name: path.read_text(encoding="utf-8").strip() for path in ordered}
+
+
 def write_failure(run_dir: RunDir, attempt: str, failure: Failure) -> None:
     """Leave a rank's last word."""
     path = run_dir.failure_path(attempt, rank=failure.rank)

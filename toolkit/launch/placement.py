@@ -1,11 +1,20 @@
-"""Which nodes of a partition a run gets, and what of its request follows from them. Pure."""
+"""Which nodes of a partition a run gets, and what of its request follows from them."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 
+from toolkit.cluster.base import Cluster
 from toolkit.cluster.hostlist import expand_nodes
-from toolkit.cluster.partitions import GpuGroup, NodeLoad, PartitionLimits, count_in_one, restrict, slice_of
+from toolkit.cluster.partitions import (
+    GpuGroup,
+    NodeLoad,
+    PartitionLimits,
+    count_in_one,
+    find_partition,
+    restrict,
+    slice_of,
+)
 from toolkit.config.schema import ClusterSection
 from toolkit.errors import ClusterError, ConfigError
 from toolkit.plan.hardware import find_hardware
@@ -127,6 +136,19 @@ def _take_word(partition: PartitionLimits, section: ClusterSection) -> Partition
             f"  set cluster.gpus_per_node and cluster.gpu_type in the site profile; gpu_type {NO_GPU}: ranks run on CPU"
         )
     return replace(partition, gpus_per_node=section.gpus_per_node)
+
+
+def usable_nodes(cluster: Cluster, section: ClusterSection) -> list[str]:
+    """Ask for the nodes that a job of a filled section can get, now or after others: of its kind, not excluded.
+
+    Raises:
+        ClusterError: the scheduler does not answer.
+    """
+    section = replace(section, gpu_type=section.gpu_type or NO_GPU)  # filled, none means none
+    known = place(find_partition(cluster.limits(), section.partition), section).nodes
+    left_out = frozenset(expand_excluded(section))
+    nodes = known or cluster.nodes(section.partition)
+    return [node.name for node in nodes if node.is_usable and node.name not in left_out]
 
 
 def expand_excluded(section: ClusterSection) -> list[str]:

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import xxhash
 
 from toolkit import storage
-from toolkit.cluster.base import Cluster
+from toolkit.cluster.base import Cluster, JobStatus
 from toolkit.cluster.choose import open_cluster
 from toolkit.cluster.environment import fill_from_environment
 from toolkit.cluster.marks import follower_mark, owner_of
@@ -158,16 +159,24 @@ def read_share(out: str) -> float | None:
     return state.num_bytes_done / max(1, state.num_bytes)
 
 
+def find_preparation(jobs_dir: Path, jobs: Sequence[JobStatus]) -> list[JobStatus]:
+    """Find the jobs that make a dataset now, by their mark: a number may be another job's by now."""
+    found = [job for job in jobs if owner_of(job.mark) == _owner(jobs_dir) and job.state.is_live]
+    return sorted(found, key=lambda job: int(job.job_id))
+
+
+def _owner(jobs_dir: Path) -> str:
+    return xxhash.xxh3_64_hexdigest(str(jobs_dir).encode())
+
+
 def submit_jobs(jobs: PreparationJobs, cluster: Cluster) -> str | None:
     """Hand in the tasks that have something to do, and the job that finishes; join jobs that are at it already.
 
     Returns:
         The last job's id; None: the dataset is finished.
     """
-    finish = f"{_FINISH}-{uuid.uuid4().hex[:12]}"
-    owner = xxhash.xxh3_64_hexdigest(str(jobs.jobs_dir).encode())
-    # a job is known by its mark: its number may be another one's by now, or on another cluster
-    at_it = [job for job in cluster.own_jobs() if owner_of(job.mark) == owner and job.state.is_live]
+    finish, owner = f"{_FINISH}-{uuid.uuid4().hex[:12]}", _owner(jobs.jobs_dir)
+    at_it = find_preparation(jobs.jobs_dir, cluster.own_jobs())
     last = next((job.job_id for job in at_it if f":{_FINISH}-" in job.mark), None)
     if last is not None:
         return last

@@ -29,7 +29,7 @@ from toolkit.launch.identity import original_of, refuse_shared_checkpoints
 from toolkit.launch.jobs import state_dir
 from toolkit.launch.ledger import JobRecord, find_job_record, read_attempts
 from toolkit.launch.nodes import NodeLedger, choose_exclusions
-from toolkit.launch.placement import fill_section, place
+from toolkit.launch.placement import fill_section, place, usable_nodes
 from toolkit.launch.planning import Site
 from toolkit.launch.prepare import PreparationJobs, ask_for, name_dataset, plan_jobs, stands
 from toolkit.launch.rehearsal import Rehearsal
@@ -123,7 +123,7 @@ def look_around(loaded: Loaded, site: Site, *, accept: Sequence[str] = ()) -> Co
     run_dir = RunDir(Path(cfg.run.root) / cfg.run.name)
     refuse_live(run_dir, accept=accept)
     plan, too_large = _plan(cfg, site, cluster)
-    left_out = _leave_out(plan.cfg, cluster, partition)
+    left_out = _leave_out(plan.cfg, cluster)
     spec = ask_for_memory(_make_spec(plan.cfg, run_dir, partition), plan, partition)
     return Context(
         plan=plan,
@@ -153,13 +153,12 @@ def _plan(cfg: RunConfig, site: Site, cluster: Cluster) -> tuple[Plan, Problem |
         return error.nearest, error.problems[0]
 
 
-def _leave_out(cfg: RunConfig, cluster: Cluster, partition: PartitionLimits) -> dict[str, str]:
+def _leave_out(cfg: RunConfig, cluster: Cluster) -> dict[str, str]:
     bad = NodeLedger(Path(cfg.run.root)).excluded(time.time())
     if not bad:
         return {}
-    nodes = partition.nodes or cluster.nodes(cfg.cluster.partition)
-    others = [node.name for node in nodes if node.is_usable and node.name not in cfg.cluster.exclude]
-    return {node: bad[node].reason for node in choose_exclusions(bad, others, cfg.cluster.nodes)}
+    usable = usable_nodes(cluster, cfg.cluster)
+    return {node: bad[node].reason for node in choose_exclusions(bad, usable, cfg.cluster.nodes)}
 
 
 def _plan_preparation(cfg: RunConfig, partition: PartitionLimits) -> PreparationJobs | None:

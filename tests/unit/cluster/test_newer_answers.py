@@ -1,4 +1,4 @@
-"""What newer releases of Slurm say of jobs is read as what 22.05 says.
+"""What newer releases of Slurm say is read as what 22.05 says.
 
 The answers of 24.11 and 26.05 were recorded on such sites, started from Debian's packages. It has none of 23.11, 24.05
 and 25.05: here are the fields, in their order, of answers that users published in the years of these releases, with
@@ -10,18 +10,19 @@ from pathlib import Path
 
 import pytest
 
+from tests.slurm_sites import read_recorded
 from toolkit.cluster.answers import parse_job, parse_jobs, parse_own_jobs, read_exit_note
 from toolkit.cluster.base import JobState, JobStatus
 from toolkit.cluster.commands import Said
+from toolkit.cluster.inventory import read_gpus, read_inventory
 
-RECORDED = Path(__file__).parent / "recorded"
 RELEASES = ("slurm-24.11", "slurm-26.05")
 """Of both: a running job, one that waits for it, a requeued one, one that failed, a held array, a cancelled one.
 There are blanks in their paths, and 26.05 repeats the words of sbatch."""
 
 
 def read_jobs(release: str, *, exit_note: Callable[[Path], str] = str) -> list[JobStatus]:
-    lines = (RECORDED / release / "jobs.txt").read_text(encoding="utf-8").splitlines()
+    lines = read_recorded(release, "jobs.txt").splitlines()
     return [parse_jobs(line, exit_note=exit_note) for line in lines]
 
 
@@ -51,7 +52,7 @@ def test_the_note_of_a_job_is_looked_for_in_its_log_however_it_is_called(release
     bad = read_jobs(release)[3]
     log = f"/shared/my runs/logs/{bad.job_id}.batch.out"
     assert bad.exit_note == log
-    text = (RECORDED / release / "own_jobs.txt").read_text(encoding="utf-8")
+    text = read_recorded(release, "own_jobs.txt")
     own = {job.job_id: job for job in parse_own_jobs(text, exit_note=str)}
     assert own[bad.job_id].exit_note == log
 
@@ -62,8 +63,28 @@ def test_squeue_and_scontrol_say_the_same_of_a_job(release: str) -> None:
         times = (job.submit_time, job.start_time, job.end_time, job.time_limit_s)
         return job.job_id, job.state, job.reason, job.restarts, job.nodes, job.mark, job.script, times
 
-    text = (RECORDED / release / "own_jobs.txt").read_text(encoding="utf-8")
+    text = read_recorded(release, "own_jobs.txt")
     assert [told(job) for job in parse_own_jobs(text, exit_note=str)] == [told(job) for job in read_jobs(release)]
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_the_same_site_is_read_the_same_whatever_its_release(release: str) -> None:
+    def read(site: str) -> object:
+        # sinfo gives the partitions of a node in an order of its own
+        nodes = "\n".join(sorted(read_recorded(site, "nodes.txt").splitlines()))
+        config = read_recorded(site, "config.txt")
+        return read_inventory(read_recorded(site, "partitions.txt"), nodes, config=config, groups=("games",))
+
+    assert read(release) == read("acct")
+
+
+def test_gpus_are_counted_as_23_11_and_24_05_tell_them() -> None:
+    def count(gres: str) -> list[tuple[str | None, int]]:
+        return [(group.type, group.count) for group in read_gpus(gres)]
+
+    assert count("gpu:quadro_p1000:1(S:0)") == [("quadro_p1000", 1)]
+    assert count("gpu:quadro_p1000:0(IDX:N/A)") == [("quadro_p1000", 0)]
+    assert count("gpu:V100:3(IDX:0-1,3)") == [("V100", 3)]
 
 
 def test_words_of_srun_are_found_below_those_of_a_newer_slurmstepd(tmp_path: Path) -> None:

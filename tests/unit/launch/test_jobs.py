@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import xxhash
 
 from tests.slurm_says import SlurmSays, line, shown
 from toolkit.cluster.base import JobState
@@ -19,7 +20,7 @@ from toolkit.rundir import RunDir
 def run_dir(tmp_path: Path) -> RunDir:
     run_dir = RunDir(tmp_path / "runs" / "r")
     run_dir.root.mkdir(parents=True)
-    run_dir.config_path.write_text("run: {name: r}\n", encoding="utf-8")
+    run_dir.config_path.write_text("run: {name: r}\ncluster: {gpus_per_node: 1}\n", encoding="utf-8")
     settle(run_dir)
     return run_dir
 
@@ -112,9 +113,9 @@ def test_one_question_serves_all_runs_and_what_the_ledger_tells_is_not_asked(run
     assert len(slurm.asked) == 1
 
 
-def inside(job_id: str) -> dict[str, str]:
+def inside(job_id: str, *, num_tasks: int = 1) -> dict[str, str]:
     told = {"SLURM_JOB_ID": job_id, "TOOLKIT_ATTEMPT": f"{job_id}.0", "TOOLKIT_CLUSTER": "slurm"}
-    return {**told, "SLURM_CLUSTER_NAME": "here"}
+    return {**told, "SLURM_CLUSTER_NAME": "here", "SLURM_NTASKS": str(num_tasks), "SLURM_JOB_NUM_NODES": str(num_tasks)}
 
 
 def test_a_job_writes_itself_into_the_record_when_it_starts(run_dir: RunDir, slurm: SlurmSays) -> None:
@@ -150,3 +151,53 @@ def test_a_second_job_of_a_run_ends_and_leaves_the_record_alone(run_dir: RunDir,
     with pytest.raises(RunError, match="run r has job 12, which is running"):
         introduce(run_dir, inside("30"))
     assert find_job_record(run_dir) == before
+
+
+def test_a_job_of_another_size_than_the_layout_says_how_to_go_on(run_dir: RunDir, slurm: SlurmSays) -> None:
+    before = record(run_dir, mark=mark_of(run_dir))
+    slurm(line("30"))
+    with pytest.raises(RunError) as caught:
+        introduce(run_dir, inside("30", num_tasks=4))
+    assert str(caught.value).splitlines() == [
+        "job 30 has 4 tasks on 4 nodes, run r was planned for 1 nodes x 1",
+        "  another number of ranks needs another layout",
+        "  python -m toolkit resume r --nodes 4 makes one; or sbatch --nodes 1 --ntasks-per-node 1 sbatch/train.sbatch",
+    ]
+    assert find_job_record(run_dir) == before
+
+
+def prepared(run_dir: RunDir, slurm: SlurmSays, *others: str) -> None:
+    """Let a run wait for two jobs that make its data."""
+    jobs_dir = run_dir.root.parent / ".prepare" / "d"
+    mark = f"toolkit:{xxhash.xxh3_64_hexdigest(str(jobs_dir).encode())}"
+    record(run_dir, mark=mark_of(run_dir), prepared_in=str(jobs_dir))
+    waits = line("12", state="PENDING", mark=mark_of(run_dir))
+    slurm(line("10", mark=f"{mark}:share-1"), line("11", state="PENDING", mark=f"{mark}:finish-1"), waits, *others)
+
+
+def cancelled(slurm: SlurmSays) -> list[str]:
+    return [words.removeprefix("scancel ") for words in slurm.asked if words.startswith("scancel")]
+
+
+def test_a_cancel_ends_the_jobs_that_make_the_data_too(run_dir: RunDir, slurm: SlurmSays) -> None:
+    prepared(run_dir, slurm)
+    done = halt(run_dir, how="cancel")
+    assert (done.job_id, done.ended, done.left) == ("12", ("10", "11"), ())
+    assert cancelled(slurm) == ["12", "10", "11"]
+
+
+def test_a_stop_lets_the_data_be_made(run_dir: RunDir, slurm: SlurmSays) -> None:
+    prepared(run_dir, slurm)
+    done = halt(run_dir, how="stop")
+    assert (done.ended, done.left) == ((), ("10", "11"))
+    assert cancelled(slurm) == ["12"]
+
+
+def test_data_that_another_run_waits_for_is_made_all_the_same(run_dir: RunDir, slurm: SlurmSays) -> None:
+    other = RunDir(run_dir.root.with_name("other"))
+    other.root.mkdir()
+    settle(other)
+    record(other, job_id="13", mark=mark_of(other), prepared_in=str(run_dir.root.parent / ".prepare" / "d"))
+    prepared(run_dir, slurm, line("13", state="PENDING", mark=mark_of(other)))
+    assert halt(run_dir, how="cancel").left == ("10", "11")
+    assert cancelled(slurm) == ["12"]

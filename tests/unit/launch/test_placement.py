@@ -1,14 +1,16 @@
 """Which nodes of recorded partitions a run gets."""
 
 from dataclasses import replace
+from typing import cast
 
 import pytest
 
 from tests.slurm_sites import read_site
+from toolkit.cluster.base import Cluster
 from toolkit.cluster.partitions import PartitionLimits, find_partition
 from toolkit.config.schema import ClusterSection
 from toolkit.errors import ClusterError
-from toolkit.launch.placement import fill_section, match_type, place
+from toolkit.launch.placement import fill_section, match_type, place, usable_nodes
 
 
 def put(site: str, name: str, **fields: object) -> tuple[PartitionLimits, ClusterSection]:
@@ -104,3 +106,22 @@ def test_names_of_gpus_are_matched_the_surest_first() -> None:
     assert match_type("a100", "h100") == 0
     assert match_type("a100", "a100_3g.20gb") == 0
     assert match_type("a100_3g.20gb", "3g.20gb") > 0
+
+
+class SiteCluster:
+    """A recorded site."""
+
+    def __init__(self, site: str) -> None:
+        self.site = site
+
+    def limits(self) -> list[PartitionLimits]:
+        return read_site(self.site)[0]
+
+
+def test_only_nodes_of_the_runs_kind_are_spare_when_bad_ones_are_left_out() -> None:
+    """Six nodes of `gpu` are up: a run on its four h100 has none to spare, whatever a100 there are."""
+    cluster = cast("Cluster", SiteCluster("acct"))
+    filled = put("acct", "gpu", gpu_type="h100", exclude=["gpu-a004"])[1]
+    assert usable_nodes(cluster, filled) == ["gpu-a001", "gpu-a002", "gpu-a003"]
+    on_cpu = put("mig", "vec", gpu_type="cpu")[1]
+    assert usable_nodes(cast("Cluster", SiteCluster("mig")), on_cpu) == ["vec1", "vec2"]

@@ -179,13 +179,10 @@ def _find_key(context: Context, refusal: str) -> str:
     """Name the keys that answer a refusal, by its words; those of a site's own rules are anybody's."""
     if WAITS in refusal:
         has, spec = context.partition, context.spec
-        asked = (
-            f"{count_cpus(spec)} CPUs, {spec.gpus_per_node} GPUs and --mem {spec.mem_per_node or 'of the site'} a node"
-        )
-        gives = f"{has.cpus_per_node} CPUs, {has.gpus_per_node} GPUs and {has.mem_per_node_mib} MiB"
-        return (
-            f"the job asks for {asked}; nodes have {gives}, or less where a part is kept: ask for less, or fewer nodes"
-        )
+        memory = f", {spec.mem_per_node} of memory" if spec.mem_per_node else ""
+        asked = f"{count_cpus(spec)} CPUs, {spec.gpus_per_node} GPUs{memory}"
+        gives = f"{has.cpus_per_node} CPUs, {has.gpus_per_node} GPUs, {has.mem_per_node_mib} MiB"
+        return f"ask for less: the job asks for {asked} a node, nodes of {has.name} have {gives}"
     found = [key for word, key in _KEYS.items() if word in refusal.lower()]
     return (
         f"set {' or '.join(found)}"
