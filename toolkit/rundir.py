@@ -125,6 +125,10 @@ class RunDir:
         """Logs of all attempts."""
         return self.root / "logs"
 
+    def batch_log_path(self, job_id: str) -> Path:
+        """What a job's script printed, and Slurm itself."""
+        return self.logs_dir / f"{job_id}.batch.out"
+
     def attempt_dir(self, attempt: str) -> Path:
         """Logs of one attempt; `attempt` is `<job id>.<restart count>`."""
         return self.logs_dir / attempt

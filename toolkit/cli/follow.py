@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from toolkit.cli.show import print_run
+from toolkit.cli.trouble import find_batch_log, last_lines
 from toolkit.cluster.base import JobState, JobStatus
 from toolkit.config.schema import DataSection
 from toolkit.errors import ClusterError, RunError
@@ -74,9 +75,8 @@ def print_log(run_dir: RunDir, *, rank: int, follow: bool) -> None:
         live = follow and watch.is_live()
         logs = _rank_logs(run_dir, rank=rank)
         if not logs and not live:
-            raise RunError(
-                f"run {run_dir.name} has no log of rank {rank}\n  its job has not started, or has fewer ranks"
-            )
+            _print_batch_log(run_dir, watch.status(), rank=rank)
+            return
         for path in logs:
             with path.open("rb") as file:
                 file.seek(shown.get(path, 0))
@@ -86,6 +86,18 @@ def print_log(run_dir: RunDir, *, rank: int, follow: bool) -> None:
         if not live:
             return
         time.sleep(_LOOK_S)
+
+
+def _print_batch_log(run_dir: RunDir, status: JobStatus | None, *, rank: int) -> None:
+    """Print the end of the batch log where no rank has printed anything: its job has failed before.
+
+    Raises:
+        RunError: there is none, or other ranks have logs.
+    """
+    path = find_batch_log(run_dir, {"job_id": status.job_id, "batch_log": status.batch_log}) if status else None
+    if path is None or not path.is_file() or any(run_dir.logs_dir.glob("*/*[0-9].out")):
+        raise RunError(f"run {run_dir.name} has no log of rank {rank}\n  its job has not started, or has fewer ranks")
+    print(f"no rank has a log; the end of {path}:", *last_lines(path), sep="\n")
 
 
 def _rank_logs(run_dir: RunDir, *, rank: int) -> list[Path]:

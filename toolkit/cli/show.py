@@ -12,7 +12,8 @@ from rich.progress import DownloadColumn, Progress, TextColumn, TransferSpeedCol
 from rich.table import Table
 
 from toolkit.cli.rehearse import describe_rehearsal
-from toolkit.cluster.base import NEVER_STARTS, Cluster, JobState, JobStatus
+from toolkit.cli.trouble import print_trouble
+from toolkit.cluster.base import Cluster, JobState, JobStatus
 from toolkit.config.load import Loaded
 from toolkit.config.schema import DataSection, to_dict
 from toolkit.data.mixture import mean_unigram_loss, open_members
@@ -183,7 +184,7 @@ def print_run(run_dir: RunDir, console: Console, *, as_json: bool) -> None:
         console.print(_attempt_text(attempt), markup=False)
     for attempt, words in run["refusals"].items():
         console.print(f"attempt {attempt} was turned away: {words}", markup=False)
-    _print_trouble(run_dir, run, console)
+    print_trouble(run_dir, run, console)
     console.print(f"directory {run['directory']}")
 
 
@@ -210,35 +211,6 @@ def _attempt_text(attempt: dict[str, Any]) -> str:
     if attempt["next"]:
         lines.append(f"  then {attempt['next']}")
     return "\n".join(lines)
-
-
-def _print_trouble(run_dir: RunDir, run: dict[str, Any], console: Console) -> None:
-    job, failures = run["job"], run["failures"]
-    rehearsal = run["rehearsal"]
-    if rehearsal is not None:
-        console.print(rehearsal["said"], markup=False)
-    is_first = rehearsal is None or rehearsal["reason"] == NEVER_STARTS
-    if job is not None and job["reason"] == NEVER_STARTS and run["prepared_in"] and is_first:
-        console.print(f"its data could not be made; see {run['prepared_in']}/logs, then submit again", markup=False)
-    if job is None or job["state"] in {"COMPLETED", "RUNNING", "PENDING", "REQUEUED", "CANCELLED"}:
-        return
-    if job["exit_note"]:
-        console.print(f"ended by {job['exit_note']}", markup=False)
-    attempt = f"{job['job_id']}.{job['restarts']}"
-    causes = [failure for failure in failures if not failure["is_echo"]]
-    for failure in causes[:3]:
-        console.print(f"rank {failure['rank']} on {failure['node']}: {failure['error']}", markup=False)
-    rank = causes[0]["rank"] if causes else _rank_of(job["exit_note"])
-    path = run_dir.rank_log_path(attempt, rank=rank)
-    if path.is_file():
-        tail = path.read_text(encoding="utf-8", errors="replace").splitlines()[-8:]
-        console.print(f"last lines of {path}:", markup=False)
-        console.print("\n".join(f"  {line}" for line in tail), markup=False)
-
-
-def _rank_of(exit_note: str) -> int:
-    words = exit_note.split()
-    return int(words[1]) if len(words) > 1 and words[1].isdigit() else 0
 
 
 def _number(value: float | None) -> str:

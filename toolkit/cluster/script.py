@@ -9,6 +9,7 @@ Source: submitit 1.5.4, slurm/slurm.py; Slurm 22.05.
 import re
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from toolkit.cluster.hostlist import shorten_nodes
@@ -66,8 +67,9 @@ def render_script(spec: JobSpec) -> str:
     text = text.replace(f" --output {shlex.quote(f'{spec.log_dir}/{_TASK_LOG}')}", "", 1)
     text = _apply_extra(text, _add_mark(spec))
     # srun's file names know the job's id but not how often it was requeued; submitit quotes variables.
-    logs = _attempt_logs(spec)
-    return _add_epilogue(text.replace(_RANK_LOG, f"{logs}/%t.out"), spec, log=f"{logs}/epilogue.out")
+    rank_log = f"{_attempt_logs(_escape(spec.log_dir))}/%t.out"
+    epilogue_log = f"{_attempt_logs(str(spec.log_dir))}/epilogue.out"
+    return _add_epilogue(text.replace(_RANK_LOG, rank_log), spec, log=epilogue_log)
 
 
 def _add_mark(spec: JobSpec) -> dict[str, Any]:
@@ -92,7 +94,7 @@ def _parameters(spec: JobSpec) -> dict[str, object]:
     parameters: dict[str, object] = {
         "chdir": spec.work_dir,
         "requeue" if spec.requeue else "no-requeue": True,
-        "output": f"{spec.log_dir}/{'%A_%a' if spec.array else '%j'}.batch.out",
+        "output": f"{_escape(spec.log_dir)}/{'%A_%a' if spec.array else '%j'}.batch.out",
     }
     if spec.time_limit_s is None:
         parameters["time"] = "UNLIMITED"  # without a word it would be the partition's default, often minutes
@@ -129,12 +131,17 @@ def _apply_extra(text: str, extra: Mapping[str, Any]) -> str:
 def _setup(spec: JobSpec) -> list[str]:
     exports = [f"export {name}={shlex.quote(value)}" for name, value in spec.env.items()]
     # -u comes after the site's lines: the scripts behind `module` read variables that are not set
-    lines = ["set -u", "source sbatch/env.sh", f"mkdir -p {_attempt_logs(spec)}"]
+    lines = ["set -u", "source sbatch/env.sh", f"mkdir -p {_attempt_logs(str(spec.log_dir))}"]
     return ["set -eo pipefail", *exports, *spec.setup, *lines]
 
 
-def _attempt_logs(spec: JobSpec) -> str:
-    return f'{shlex.quote(str(spec.log_dir))}/"$TOOLKIT_ATTEMPT"'
+def _attempt_logs(log_dir: str) -> str:
+    return f'{shlex.quote(log_dir)}/"$TOOLKIT_ATTEMPT"'
+
+
+def _escape(path: Path) -> str:
+    """Write a path for --output, where Slurm puts something else in the place of `%j` and the like."""
+    return str(path).replace("%", "%%")
 
 
 def _minutes(seconds: int | None) -> int | None:

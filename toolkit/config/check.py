@@ -26,6 +26,13 @@ def _name(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
         yield "run.name", f"run.name={cfg.run.name!r}", must, "set run.name"
 
 
+def _root(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
+    # measured on Slurm 22.05: --output loses backslashes; blanks, quotes and all else that is printed are taken
+    if re.search(r"[\\\x00-\x1f\x7f]", cfg.run.root):
+        must = "Slurm drops backslashes from the paths of logs, and takes no line breaks and other control characters"
+        yield "run.root", f"run.root={cfg.run.root!r}", must, "set run.root to a directory without them"
+
+
 def _model(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
     model = cfg.model
     if model.hidden_size % model.num_attention_heads:
@@ -172,6 +179,7 @@ def _secrets(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
 
 _RULES: tuple[_Rule, ...] = (
     _name,
+    _root,
     _model,
     _datasets,
     _source,

@@ -36,12 +36,19 @@ def halt(run_dir: RunDir, *, how: str) -> Halted:
         how: `stop` lets a job that runs save first; `cancel` ends it now, and what it waits for alone.
 
     Raises:
-        RunError: it has no job that waits or runs.
+        RunError: it has no job that waits or runs, or one that cannot hear.
     """
     queue = Queue(run_dir.root.parent)
     job = find_job(run_dir, queue)
     if job is None or not job.status.state.is_live:
         raise _no_job(run_dir, job)
+    if how == "stop" and job.status.state is JobState.SUSPENDED:
+        raise RunError(
+            f"job {job.status.job_id} of run {run_dir.name} is SUSPENDED: it cannot save\n"
+            "  Slurm passes no signal on to processes that it has stopped\n"
+            "  wait until it runs again; or end it now, and lose the steps since its last save: "
+            f"python -m toolkit cancel {run_dir.name}"
+        )
     storage.write_atomic(str(run_dir.halt_path), f"{how}\n".encode())  # first: what comes after a job looks for it
     done = Halted(job_id=job.status.job_id, state=job.status.state)
     if how == "stop" and job.status.state is JobState.RUNNING:

@@ -65,12 +65,13 @@ def _refuse_other_size(run_dir: RunDir, cfg: RunConfig, environ: Mapping[str, st
 
 
 def _refuse_second(run_dir: RunDir, mine: JobStatus, others: list[JobStatus]) -> None:
-    """Keep two jobs from writing one run: the one that runs already stays."""
-    running = next((job for job in others if job.state is JobState.RUNNING), None)
+    """Keep two jobs from writing one run: the one that runs already, or will when it is woken, stays."""
+    running = next((job for job in others if job.state in {JobState.RUNNING, JobState.SUSPENDED}), None)
     if running is not None:
         raise RunError(
-            f"run {run_dir.name} has job {running.job_id}, which is running\n  a run has one job at a time: "
-            f"job {mine.job_id} ends here\n  stop the other first: python -m toolkit stop {run_dir.name}"
+            f"run {run_dir.name} has job {running.job_id}, which is {running.state.value}\n"
+            f"  a run has one job at a time: job {mine.job_id} ends here\n"
+            f"  stop the other first: python -m toolkit stop {run_dir.name}"
         )
 
 

@@ -92,7 +92,7 @@ def _find_log(run_dir: RunDir, attempt: str, status: JobStatus) -> Path:
     is_epilogue = status.exit_note.startswith("epilogue")
     places = [
         run_dir.attempt_dir(attempt) / "epilogue.out" if is_epilogue else run_dir.rank_log_path(attempt, rank=rank),
-        run_dir.logs_dir / f"{status.job_id}.batch.out",  # its first lines failed: there was no rank
+        run_dir.batch_log_path(status.job_id),  # its first lines failed: there was no rank
     ]
     return next((path for path in places if path.is_file() and path.stat().st_size), places[0])
 

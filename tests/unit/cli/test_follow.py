@@ -8,6 +8,7 @@ from tests.slurm_says import SlurmSays, shown
 from toolkit.cli import follow
 from toolkit.cli.follow import Watch
 from toolkit.cluster.base import JobState
+from toolkit.errors import RunError
 from toolkit.launch.identity import settle
 from toolkit.launch.ledger import Attempt, JobRecord, begin_attempt, change_attempt, write_job_record
 from toolkit.rundir import RunDir
@@ -78,3 +79,20 @@ def test_silence_of_the_scheduler_ends_no_watch(run_dir: RunDir, slurm: SlurmSay
     )
     clock.now_s += 20.0
     assert watch.is_live()
+
+
+def test_where_no_rank_has_a_log_the_batch_log_is_named_and_its_end_shown(
+    run_dir: RunDir, slurm: SlurmSays, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slurm()
+    with pytest.raises(RunError, match="has no log of rank 0"):
+        follow.print_log(run_dir, rank=0, follow=False)
+    run_dir.logs_dir.mkdir()
+    run_dir.batch_log_path("12").write_text("srun: error: Invalid generic resource\n", encoding="utf-8")
+    follow.print_log(run_dir, rank=0, follow=False)
+    path = run_dir.batch_log_path("12")
+    assert capsys.readouterr().out == f"no rank has a log; the end of {path}:\nsrun: error: Invalid generic resource\n"
+    run_dir.attempt_dir("12.0").mkdir()
+    run_dir.rank_log_path("12.0", rank=0).touch()
+    with pytest.raises(RunError, match="has no log of rank 9"):
+        follow.print_log(run_dir, rank=9, follow=False)

@@ -1,6 +1,7 @@
 """The batch script, and what Slurm says."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from tests.slurm_sites import make_job
@@ -71,6 +72,15 @@ def test_a_flag_of_the_user_stands_in_place_of_ours_however_it_is_written() -> N
     assert left["gres"] == "gpu:8"
     assert not {"gpus-per-node", "requeue", "mem"} & set(left)
     assert flags(gpus_per_node=8, sbatch_extra={"gres": "nvme:1"})["gpus-per-node"] == "8"
+
+
+def test_a_percent_sign_in_a_path_stands_for_nothing_else() -> None:
+    spec = replace(SPEC, log_dir=Path("/runs/100%j/logs"))
+    lines = SlurmCluster().render(spec).splitlines()
+    assert "#SBATCH --output=/runs/100%%j/logs/%j.batch.out" in lines
+    assert 'mkdir -p /runs/100%j/logs/"$TOOLKIT_ATTEMPT"' in lines
+    (srun,) = (line for line in lines if line.startswith("run_tasks srun"))
+    assert '--output /runs/100%%j/logs/"$TOOLKIT_ATTEMPT"/%t.out' in srun
 
 
 def test_many_excluded_nodes_are_one_short_line() -> None:

@@ -125,6 +125,7 @@ def test_every_config_loads_and_comes_back_from_its_dump(path: Path, tmp_path: P
         (["cluster.env={WANDB_API_KEY: abc}"], "secret"),
         (["data.cache_dir=cache"], "an absolute path"),
         (["run.name=a/b"], "a run's name is a directory"),
+        (["run.root=/runs/a\\b"], "Slurm drops backslashes"),
         (["data.mixture={a: 1}"], "a run reads one dataset or a mixture"),
         (["data.path=null"], "a run reads tokens"),
         (["parallel.deepspeed_extra={compute_grad_norm: false}"], "leave out a step that is not finite"),

@@ -148,7 +148,7 @@ def test_a_job_that_was_handed_in_by_hand_is_marked_and_recorded(run_dir: RunDir
 def test_a_second_job_of_a_run_ends_and_leaves_the_record_alone(run_dir: RunDir, slurm: SlurmSays) -> None:
     before = record(run_dir, mark=mark_of(run_dir))
     slurm(line("12", mark=mark_of(run_dir)), line("30"))
-    with pytest.raises(RunError, match="run r has job 12, which is running"):
+    with pytest.raises(RunError, match="run r has job 12, which is RUNNING"):
         introduce(run_dir, inside("30"))
     assert find_job_record(run_dir) == before
 
@@ -164,6 +164,16 @@ def test_a_job_of_another_size_than_the_layout_says_how_to_go_on(run_dir: RunDir
         "  python -m toolkit resume r --nodes 4 makes one; or sbatch --nodes 1 --ntasks-per-node 1 sbatch/train.sbatch",
     ]
     assert find_job_record(run_dir) == before
+
+
+def test_a_suspended_job_cannot_be_stopped_but_cancelled(run_dir: RunDir, slurm: SlurmSays) -> None:
+    record(run_dir, mark=mark_of(run_dir))
+    slurm(line("12", state="SUSPENDED", mark=mark_of(run_dir)))
+    with pytest.raises(RunError, match="job 12 of run r is SUSPENDED: it cannot save"):
+        halt(run_dir, how="stop")
+    assert not run_dir.halt_path.exists()
+    assert halt(run_dir, how="cancel").state is JobState.SUSPENDED
+    assert cancelled(slurm) == ["12"]
 
 
 def prepared(run_dir: RunDir, slurm: SlurmSays, *others: str) -> None:
