@@ -13,6 +13,7 @@ import psutil
 
 from tests.devcluster.sites import Site
 from toolkit.cli import show
+from toolkit.cluster.base import JobState
 from toolkit.launch.ledger import read_attempts
 from toolkit.monitor.history import read_steps
 from toolkit.rundir import RunDir
@@ -69,7 +70,7 @@ def wait(run_dir: RunDir, *, timeout_s: float = 200) -> dict[str, Any]:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         run = show.describe(run_dir)
-        if run["job"]["state"] not in {"PENDING", "RUNNING", "REQUEUED", "COMPLETING"}:
+        if not JobState(run["job"]["state"]).is_live:
             return run
         time.sleep(0.3)
     raise AssertionError(f"still {run['job']} after {timeout_s} s")

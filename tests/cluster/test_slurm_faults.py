@@ -98,7 +98,7 @@ def test_a_job_of_a_higher_partition_takes_the_nodes(start: Callable[..., RunDir
     )
     attempts = finish(run_dir, whole)
     assert len(attempts) == 2
-    assert attempts[0].outcome in {"STOPPED", "KILLED"}  # it had two seconds
+    assert attempts[0].outcome == "PREEMPTED"
     assert attempts[1].job_id == attempts[0].job_id
     assert attempts[1].redone <= 20
 
