@@ -27,7 +27,14 @@ def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]
 
 
 def make_spec(directory: Path, **fields: object) -> JobSpec:
-    words = {"name": "prepare", "nodes": 1, "tasks_per_node": 1, "gpus_per_node": 0, "cpus_per_task": 1}
+    words = {
+        "name": "prepare",
+        "nodes": 1,
+        "tasks_per_node": 1,
+        "gpus_per_node": 0,
+        "cpus_per_task": 1,
+        "time_limit_s": 600,
+    }
     command = ("bash", "-c", SCRIPT, "-", ARRAY_TASK, str(directory / "done"))
     return JobSpec(
         **{

@@ -13,8 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from toolkit.cli.causes import find_batch_log, last_lines
 from toolkit.cli.show import print_run
+from toolkit.cli.trouble import find_batch_log, last_lines
 from toolkit.cluster.base import JobState, JobStatus
 from toolkit.config.schema import DataSection
 from toolkit.errors import ClusterError, RunError

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
-from toolkit.cli.causes import print_trouble
 from toolkit.cli.rehearse import describe_rehearsal
+from toolkit.cli.trouble import print_trouble
 from toolkit.cluster.base import Cluster, JobState, JobStatus
 from toolkit.config.load import Loaded
 from toolkit.config.schema import DataSection, to_dict

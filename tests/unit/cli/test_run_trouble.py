@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from toolkit.cli.causes import print_trouble
+from toolkit.cli.trouble import print_trouble
 from toolkit.rundir import RunDir
 
 GRES = "srun: error: Unable to create step for job 7: Invalid generic resource (gres) specification"
