@@ -57,6 +57,8 @@ class SlurmCluster:
 
     def __init__(self, *, patience_s: float = PATIENCE_S, answer_s: float = ANSWER_S) -> None:
         self.patience_s, self.answer_s = patience_s, answer_s
+        self._silent: set[str] = set()
+        """Commands of accounting that gave no answer."""
         self._settings: tuple[str, ...] = ()
         """What Slurm said of partitions and configuration, which its administrators change: asked once."""
         self._inventory: Inventory | None = None
@@ -271,11 +273,14 @@ class SlurmCluster:
             )
 
     def _ask_database(self, command: Sequence[str]) -> str:
-        """Ask accounting, which is of use where it is installed and answers at once."""
-        if shutil.which(command[0]) is None:
+        """Ask accounting, which is of use where it answers at once; one that does not is not asked again."""
+        if command[0] in self._silent or shutil.which(command[0]) is None:
             return ""
         said = run_command(command, timeout_s=_DATABASE_S)
-        return said.out if said.code == 0 else ""
+        if said.code == 0:
+            return said.out
+        self._silent.add(command[0])
+        return ""
 
     def runs_here(self, partition: str) -> bool:
         """Compare the addresses of the nodes with this machine's."""

@@ -42,12 +42,15 @@ class Queue:
         self.is_shared = is_shared
         self._options = {"patience_s": patience_s, "answer_s": answer_s}
         self._state_dir = state_dir(root)
+        self._opened: dict[str, Cluster] = {}
         self._asked: dict[str, list[JobStatus]] = {}
         self._error: ClusterError | None = None
 
     def open(self, scheduler: str) -> Cluster:
-        """Open a scheduler."""
-        return open_cluster(scheduler, state_dir=self._state_dir, **self._options)
+        """Give a scheduler, the same one each time: it keeps what need be asked once."""
+        if scheduler not in self._opened:
+            self._opened[scheduler] = open_cluster(scheduler, state_dir=self._state_dir, **self._options)
+        return self._opened[scheduler]
 
     def jobs(self, scheduler: str) -> list[JobStatus]:
         """Give the jobs that a scheduler knows; one that did not answer is not asked again."""

@@ -176,6 +176,19 @@ def test_a_suspended_job_cannot_be_stopped_but_cancelled(run_dir: RunDir, slurm:
     assert cancelled(slurm) == ["12"]
 
 
+def test_accounting_that_does_not_answer_is_asked_once_for_all_runs(run_dir: RunDir, slurm: SlurmSays) -> None:
+    slurm()  # no job is known, and sacct fails
+    queue = Queue(run_dir.root.parent)
+    for name in ("r", "s", "t"):
+        forgotten = RunDir(run_dir.root.with_name(name))
+        forgotten.root.mkdir(exist_ok=True)
+        record(forgotten, mark=mark_of(forgotten), cluster="here")
+        status = job_status(forgotten, queue)
+        assert status is not None
+        assert status.state is JobState.UNKNOWN
+    assert sum(words.startswith("sacct") for words in slurm.asked) == 1
+
+
 def prepared(run_dir: RunDir, slurm: SlurmSays, *others: str) -> None:
     """Let a run wait for two jobs that make its data."""
     jobs_dir = run_dir.root.parent / ".prepare" / "d"
