@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm_sites import read_recorded
+from tests.slurm_sites import read_recorded, view_site
 from toolkit.cluster.answers import parse_job, parse_jobs, parse_own_jobs, read_exit_note
 from toolkit.cluster.base import JobState, JobStatus
 from toolkit.cluster.commands import Said
-from toolkit.cluster.inventory import read_gpus, read_inventory
+from toolkit.cluster.inventory import read_gpus
 
 RELEASES = ("slurm-24.11", "slurm-26.05")
 """Of both: a running job, one that waits for it, a requeued one, one that failed, a held array, a cancelled one.
@@ -69,13 +69,10 @@ def test_squeue_and_scontrol_say_the_same_of_a_job(release: str) -> None:
 
 @pytest.mark.parametrize("release", RELEASES)
 def test_the_same_site_is_read_the_same_whatever_its_release(release: str) -> None:
-    def read(site: str) -> object:
-        # sinfo gives the partitions of a node in an order of its own
-        nodes = "\n".join(sorted(read_recorded(site, "nodes.txt").splitlines()))
-        config = read_recorded(site, "config.txt")
-        return read_inventory(read_recorded(site, "partitions.txt"), nodes, config=config, groups=("games",))
-
-    assert read(release) == read("acct")
+    newer, older = view_site(release), view_site("acct")
+    assert newer.partitions == older.partitions
+    assert newer.nodes == older.nodes
+    assert newer.max_jobs == older.max_jobs
 
 
 def test_gpus_are_counted_as_23_11_and_24_05_tell_them() -> None:
