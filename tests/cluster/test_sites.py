@@ -36,7 +36,7 @@ NUM_STEPS = 100
 PARTITION = {"acct": "h100"}  # it has no default one
 
 
-@pytest.fixture(scope="session", params=SHAPES)
+@pytest.fixture(scope="module", params=SHAPES)
 def site(request: pytest.FixtureRequest, start_site: Callable[[Shape], Site]) -> Iterator[Site]:
     site = start_site(SHAPES[request.param])
     if site.shape.name == "lua":
@@ -46,7 +46,7 @@ def site(request: pytest.FixtureRequest, start_site: Callable[[Shape], Site]) ->
         yield site
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def dataset(site: Site) -> Path:
     return make_dataset(site.make_home())[0]
 
@@ -105,7 +105,7 @@ def is_over(attempt: Attempt, job: str) -> bool:
     return attempt.job_id == job and attempt.next.startswith("nothing")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def finished(site: Site) -> RunDir:
     """A run whose tokens were made by jobs before."""
     root = make_home(site)
@@ -119,7 +119,7 @@ def finished(site: Site) -> RunDir:
     return RunDir(root / "tiny")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def by_hand(site: Site, finished: RunDir) -> str:
     """The job that went on with it by hand."""
     job = sbatch(site, finished, nodes=2)

@@ -26,6 +26,7 @@ from toolkit.launch.rehearsal import (
     watch,
 )
 from toolkit.launch.shrink import NUM_STEPS
+from toolkit.launch.snapshot import newest_code
 from toolkit.launch.submit import Request
 from toolkit.rundir import RunDir
 
@@ -69,7 +70,7 @@ def rehearsed(request: Request, asked: argparse.Namespace, console: Console) -> 
         with claim(rehearsal):
             _rehearse_here(rehearsal, console)
             try:
-                yield replace(request, code_dir=rehearsal.run_dir.code_dir)
+                yield replace(request, code_dir=newest_code(rehearsal.run_dir.code_dir))
             finally:
                 remove(rehearsal)
 

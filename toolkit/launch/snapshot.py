@@ -56,6 +56,11 @@ def freeze_code(code_dir: Path, *, source_dir: Path | None = None) -> Path:
     return frozen
 
 
+def newest_code(code_dir: Path) -> Path:
+    """Find the code that was frozen last."""
+    return code_dir / (code_dir / _NEWEST).read_text(encoding="utf-8").strip()
+
+
 def _list_files(source_dir: Path) -> list[Path]:
     places = [source_dir / name for name in _PARTS]
     files = [path for place in places for path in (place.rglob("*") if place.is_dir() else [place]) if path.is_file()]

@@ -4,7 +4,7 @@ import importlib.util
 import marshal
 from pathlib import Path
 
-from toolkit.launch.snapshot import freeze_code, name_code
+from toolkit.launch.snapshot import freeze_code, name_code, newest_code
 
 
 def test_frozen_code_is_compiled_once_and_names_the_place_where_it_lies(tmp_path: Path) -> None:
@@ -28,5 +28,5 @@ def test_code_that_a_job_was_handed_in_with_stays_when_other_code_is_submitted(t
     second = freeze_code(code_dir, source_dir=checkout)
     assert first != second
     assert (first / "submit.py").read_text(encoding="utf-8") == "before = 1\n"
-    assert (code_dir / "newest").read_text(encoding="utf-8").strip() == second.name
+    assert newest_code(code_dir) == second
     assert freeze_code(tmp_path / "rehearsed", source_dir=second).name == second.name
