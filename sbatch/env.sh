@@ -3,6 +3,9 @@
 export TOOLKIT_CLUSTER=slurm
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 export TOOLKIT_ATTEMPT="${job:-$SLURM_JOB_ID}.${SLURM_RESTART_COUNT:-0}"
+# By which the ranks of an attempt know each other: see docs/security.md. It is in no file and on no command line.
+TOOLKIT_SECRET=$(od -An -v -N32 -tx1 /dev/urandom | tr -d ' \n')
+export TOOLKIT_SECRET
 export MASTER_ADDR="${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}"
 # Another port for each attempt and run directory, below the range that Linux gives to clients.
 export MASTER_PORT=$((20000 + $(printf '%s' "$TOOLKIT_ATTEMPT $PWD" | cksum | cut -d ' ' -f 1) % 12000))

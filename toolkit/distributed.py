@@ -10,8 +10,8 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -20,11 +20,16 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 
 from toolkit.errors import LostPeersError, ToolkitError, TryAgainError
+from toolkit.meeting import Notes, Seal, find_strangers, open_store
 
 log = logging.getLogger(__name__)
 
 _LISTEN_S = 120.0  # how long the others look for rank 0 by themselves, before torch's own client does
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
+_NEEDED = (
+    *("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_JOB_ID"),
+    *("MASTER_ADDR", "MASTER_PORT", "TOOLKIT_SECRET"),
+)
 _GRACE_S = 3.0  # how long the living wait for each other's names before the missing ones are listed
 
 
@@ -44,6 +49,13 @@ class Place:
     """`<job id>.<restart count>`."""
     cluster: str
     """`slurm` or `local`."""
+    secret: str = field(repr=False)
+    """Known to the ranks of this attempt alone."""
+
+    @property
+    def num_nodes(self) -> int:
+        """How many nodes the ranks are on."""
+        return self.world_size // self.local_size
 
 
 def read_place(environ: Mapping[str, str]) -> Place:
@@ -52,8 +64,7 @@ def read_place(environ: Mapping[str, str]) -> Place:
     Raises:
         ToolkitError: a variable is missing: the process was not started by a job script.
     """
-    needed = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID")
-    missing = [name for name in needed if not environ.get(name)]
+    missing = [name for name in _NEEDED if not environ.get(name)]
     if missing:
         raise ToolkitError(
             f"not inside a job: {', '.join(missing)} not set\n"
@@ -74,6 +85,7 @@ def read_place(environ: Mapping[str, str]) -> Place:
         job_id=environ["SLURM_JOB_ID"],
         attempt=environ.get("TOOLKIT_ATTEMPT") or f"{environ['SLURM_JOB_ID']}.{restarts}",
         cluster=environ.get("TOOLKIT_CLUSTER") or "slurm",
+        secret=environ["TOOLKIT_SECRET"],
     )
 
 
@@ -82,13 +94,14 @@ class Channel:
 
     def __init__(self, place: Place, *, name: str, timeout_s: float) -> None:
         self._name = name
-        self._store = TCPStore(
+        store = TCPStore(
             place.master_addr,
             place.master_port,
             is_master=False,
             wait_for_workers=False,
             timeout=timedelta(seconds=timeout_s),
         )
+        self._notes = Notes(store, Seal(place.secret))
 
     def post(self, key: str, note: str) -> None:
         """Leave a note that every rank can read; a former one under the same key is replaced.
@@ -97,7 +110,7 @@ class Channel:
             LostPeersError: rank 0, which keeps the notes, is gone or does not answer.
         """
         with self._naming():
-            self._store.set(f"{self._name}/{key}", note)
+            self._notes.post(f"{self._name}/{key}", note)
 
     def read(self, key: str) -> str | None:
         """Read a note; None: it has not been left yet.
@@ -106,10 +119,7 @@ class Channel:
             LostPeersError: rank 0 is gone or does not answer.
         """
         with self._naming():
-            if not self._store.check([f"{self._name}/{key}"]):
-                return None
-            note: bytes = self._store.get(f"{self._name}/{key}")
-        return note.decode()
+            return self._notes.read(f"{self._name}/{key}")
 
     @contextmanager
     def _naming(self) -> Iterator[None]:
@@ -127,12 +137,14 @@ class World:
         self.rank = place.rank
         self.size = place.world_size
         self.device = _choose_device(place)
-        self._store = _open_store(place, timeout_s=timeout_s)
+        self._seal = Seal(place.secret)
+        self._store = _find_store(place, timeout_s=timeout_s)
         _export_names(place, device=self.device)
         timeout = timedelta(seconds=timeout_s)
         backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=self._store, rank=self.rank, world_size=self.size, timeout=timeout)
         self._control = dist.new_group(backend="gloo", timeout=timeout)
+        self._refuse_strangers()  # before anything that others sent is unpickled
         self._hosts = self.gather(place.node)
 
     def agree(self, values: Sequence[int]) -> list[int]:
@@ -171,20 +183,35 @@ class World:
 
     def missing(self) -> list[int]:
         """List the ranks that do not answer: dead, or stuck. Takes a few seconds; for use after a failure."""
+        notes = Notes(self._store, self._seal)
         try:
-            self._store.set(f"lost/{self.rank}", "1")
+            notes.post(f"lost/{self.rank}", "")
             waiting = [f"lost/{rank}" for rank in range(self.size)]
-            try:
+            with suppress(RuntimeError):
                 self._store.wait(waiting, timedelta(seconds=_GRACE_S))
-            except RuntimeError:
-                return [rank for rank, key in enumerate(waiting) if not self._store.check([key])]
+            return [rank for rank, key in enumerate(waiting) if notes.read(key) is None]
         except RuntimeError:
             return [0]  # the store lives in rank 0
-        return []
 
     def close(self) -> None:
         """Leave the process group."""
         dist.destroy_process_group()
+
+    def _refuse_strangers(self) -> None:
+        strangers = find_strangers(self._seal, rank=self.rank, size=self.size, exchange=self._exchange)
+        if strangers:
+            raise TryAgainError(
+                f"rank {', '.join(map(str, strangers))} does not know the secret of attempt {self.place.attempt}\n"
+                "  the ranks of an attempt get it from their job script (sbatch/env.sh), and nobody else has it\n"
+                "  somebody else may have answered in its place; see its log"
+            )
+
+    def _exchange(self, own: bytes) -> list[bytes]:
+        """Give the bytes of all ranks, as many on each, without unpickling anything."""
+        parts = [torch.empty(len(own), dtype=torch.uint8) for _ in range(self.size)]
+        with self._naming("exchange"):
+            dist.all_gather(parts, torch.frombuffer(bytearray(own), dtype=torch.uint8), group=self._control)
+        return [bytes(part.tolist()) for part in parts]
 
     @contextmanager
     def _naming(self, act: str) -> Iterator[None]:
@@ -237,21 +264,17 @@ def keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, -1)
 
 
-def _open_store(place: Place, *, timeout_s: float) -> TCPStore:
-    if place.rank != 0:
-        _await_listener(place, patience_s=min(timeout_s, _LISTEN_S))
+def _find_store(place: Place, *, timeout_s: float) -> TCPStore:
+    """Open the store on rank 0, connect to it elsewhere; wait until all ranks have."""
+    host, port, size = place.master_addr, place.master_port, place.world_size
     try:
-        return TCPStore(
-            place.master_addr,
-            place.master_port,
-            place.world_size,
-            is_master=place.rank == 0,
-            timeout=timedelta(seconds=timeout_s),
-        )
-    except RuntimeError as error:  # DistNetworkError, DistStoreError
-        where = f"{place.master_addr}:{place.master_port}"
+        if place.rank == 0:
+            return open_store(host, port, size=size, num_nodes=place.num_nodes, timeout_s=timeout_s)
+        _await_listener(place, patience_s=min(timeout_s, _LISTEN_S))
+        return TCPStore(host, port, size, is_master=False, timeout=timedelta(seconds=timeout_s))
+    except (OSError, RuntimeError) as error:  # RuntimeError: DistNetworkError, DistStoreError
         raise TryAgainError(
-            f"no meeting point at {where}\n  {_first_line(error)}\n"
+            f"no meeting point at {host}:{port}\n  {_first_line(error)}\n"
             "  the port is in use, or the first node is not reachable from this one; a requeue takes another port"
         ) from error
 

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,3 +38,27 @@ def exchange_notes(world: Any) -> list[str | None]:
 def test_notes_pass_between_threads_while_the_main_thread_waits_in_a_collective() -> None:
     said = [None, "hello from 0", "hello from 1", "hello from 2"]
     assert run_ranks(exchange_notes, world_size=3) == [said, said, said]
+
+
+class Payload:
+    """Leaves a file where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def send_payload(world: Any, path: Path) -> Any:
+    return world.gather(Payload(path) if world.rank == 1 else None)
+
+
+def test_nothing_of_a_rank_is_unpickled_that_does_not_know_the_secret(tmp_path: Path) -> None:
+    path = tmp_path / "unpickled"
+    run_ranks(send_payload, world_size=2, args=(path,))
+    assert path.exists(), "the payload works where the secret is known"
+    path.unlink()
+    with pytest.raises(AssertionError, match=r"rank 0: [^$]*rank 1 does not know the secret of attempt 1\.0"):
+        run_ranks(send_payload, world_size=2, args=(path,), secrets=("s", "guessed"))
+    assert not path.exists()

@@ -1,5 +1,6 @@
 """Processes that hang for real: who is named, and that all end."""
 
+import json
 import logging
 import multiprocessing
 import os
@@ -7,12 +8,13 @@ import re
 import signal
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.spawn.ranks import _rank, free_port
+from tests.spawn.ranks import places, run_rank
 from toolkit.config.schema import FaultsSection
 from toolkit.errors import EXIT_TRY_AGAIN
 
@@ -65,12 +67,12 @@ def start(
 ) -> list[Any]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["toolkit.train.engine"])
-    port = free_port()
     processes = []
-    for rank in range(SIZE):
+    for place in places(SIZE, ["known to all ranks"] * SIZE):
+        (directory / "port").write_text(str(place.master_port))
         receiver, sender = context.Pipe(duplex=False)
-        target = (rank, SIZE, port, sender, step_on, (directory, stuck, stay_away))
-        processes.append(context.Process(target=_rank, args=target, daemon=True))
+        target = (place, sender, step_on, (directory, stuck, stay_away))
+        processes.append(context.Process(target=run_rank, args=target, daemon=True))
         processes[-1].start()
         processes[-1].kept = receiver  # a rank that fails writes into it
     return processes
@@ -151,6 +153,32 @@ def test_a_pause_within_the_limit_of_an_answer_is_forgiven(tmp_path: Path) -> No
             time.sleep(0.05)
         os.kill(victim, signal.SIGCONT)
         time.sleep(1)
+        (tmp_path / "end").touch()
+        for process in processes:
+            process.join(PATIENCE_S)
+        assert [process.exitcode for process in processes] == [0, 0, 0]
+        assert not list(tmp_path.glob("*.hang"))
+    finally:
+        end_all(processes)
+
+
+def test_what_a_neighbour_on_the_node_writes_ends_nothing(tmp_path: Path) -> None:
+    """The store of a run takes notes of whoever connects: an alarm and the verdict on it are not believed."""
+    from torch.distributed import TCPStore
+
+    verdict = {"text": "a neighbour wants this run to end", "late": [0], "step": 1, "waited_s": 1000.0}
+    processes = start(tmp_path)
+    try:
+        await_files([tmp_path / f"{rank}.ready" for rank in range(SIZE)])
+        port = int((tmp_path / "port").read_text())
+        stranger = TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=10))
+        stranger.set("watchdog/verdict/0", json.dumps(verdict))
+        stranger.set("watchdog/alarm/0", "1")
+        deadline = time.monotonic() + PATIENCE_S
+        logs = [tmp_path / f"{rank}.log" for rank in range(SIZE)]
+        while not all("is ignored: watchdog/alarm/0" in log.read_text() for log in logs):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
         (tmp_path / "end").touch()
         for process in processes:
             process.join(PATIENCE_S)

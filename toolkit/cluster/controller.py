@@ -7,6 +7,7 @@ job arrays, whose tasks are independent and take turns on the cores of this mach
 
 import json
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -335,6 +336,7 @@ class Controller:
             "TOOLKIT_CLUSTER": "local",
             "TOOLKIT_LOCAL_STATE": str(self.job_dir.parents[1]),
             "TOOLKIT_ATTEMPT": attempt,
+            "TOOLKIT_SECRET": secrets.token_hex(),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(_free_port()),
             "GLOO_SOCKET_IFNAME": "lo",
