@@ -7,8 +7,8 @@ export TOOLKIT_ATTEMPT="${job:-$SLURM_JOB_ID}.${SLURM_RESTART_COUNT:-0}"
 TOOLKIT_SECRET=$(od -An -v -N32 -tx1 /dev/urandom | tr -d ' \n')
 export TOOLKIT_SECRET
 export MASTER_ADDR="${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)}"
-# Another port for each attempt and run directory, below the range that Linux gives to clients.
-export MASTER_PORT=$((20000 + $(printf '%s' "$TOOLKIT_ATTEMPT $PWD" | cksum | cut -d ' ' -f 1) % 12000))
+# A port that nobody can foresee and take first, below the range that Linux gives to clients.
+export MASTER_PORT=$((20000 + 16#${TOOLKIT_SECRET:0:6} % 12000))
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}"
 # Slurm >= 22.05: srun does not inherit it, and a rank would get one core.
 if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"; fi
