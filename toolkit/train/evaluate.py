@@ -58,6 +58,7 @@ class Validation:
         return values
 
     def _loss(self, engine: Engine, loader: StepLoader) -> float:
+        """Average over the labels: with `data.document_mask` steps do not have equally many."""
         steps = range(self._num_steps)
-        losses = [engine.eval_loss(loader.micro_batches(step, replica=self._replica)) for step in steps]
-        return sum(losses) / len(losses)
+        measured = [engine.eval_loss(loader.micro_batches(step, replica=self._replica)) for step in steps]
+        return sum(one.loss * one.num_labels for one in measured) / sum(one.num_labels for one in measured)
