@@ -37,7 +37,7 @@ from toolkit.launch.survey import record_bad_nodes
 from toolkit.log import RankFormatter, setup_logging
 from toolkit.monitor.history import newest_steps
 from toolkit.monitor.rate import RateMeter
-from toolkit.monitor.sinks import Sinks, open_sinks, rewind_jsonl
+from toolkit.monitor.sinks import Sinks, open_sinks
 from toolkit.plan.costs import layer_costs, train_flops_per_token
 from toolkit.plan.hardware import find_hardware
 from toolkit.plan.split import split_layers
@@ -255,8 +255,7 @@ def _surround(
 def _open_sinks(cfg: RunConfig, run_dir: RunDir, world: World, *, step: int) -> Sinks:
     if world.rank != 0:
         return Sinks([])
-    rewind_jsonl(run_dir.metrics_path, step=step)
-    return open_sinks(
+    sinks = open_sinks(
         cfg.monitor,
         run_dir,
         name=cfg.run.name,
@@ -264,6 +263,8 @@ def _open_sinks(cfg: RunConfig, run_dir: RunDir, world: World, *, step: int) -> 
         num_steps=cfg.num_steps,
         config=to_plain(cfg),
     )
+    sinks.rewind(step)
+    return sinks
 
 
 def to_plain(cfg: RunConfig) -> dict[str, object]:

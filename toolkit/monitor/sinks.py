@@ -147,18 +147,31 @@ class TensorBoardSink:
     """TensorBoard event files."""
 
     def __init__(self, directory: Path) -> None:
-        # deferred: torch's writer, and only where it was asked for
-        from tensorboard.summary import Writer  # noqa: PLC0415
+        # deferred: only where it was asked for
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter  # noqa: PLC0415
 
-        self._writer = Writer(str(directory))
+        self._writer = EventFileWriter(str(directory))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Write a step."""
+        from tensorboard.compat.proto.event_pb2 import Event  # noqa: PLC0415
+        from tensorboard.plugins.scalar.summary_v2 import scalar_pb  # noqa: PLC0415
+
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+            self._writer.add_event(Event(wall_time=time.time(), step=step, summary=scalar_pb(name, value)))
 
     def rewind(self, step: int) -> None:
-        """Tell nothing: TensorBoard shows the newest value of a step."""
+        """Have TensorBoard forget what it has seen beyond a step.
+
+        It forgets at each start of a session but the first that it meets, and files of former versions have none.
+
+        Source: tensorboard 2.21, backend/event_processing/plugin_event_accumulator.py, _CheckForRestartAndMaybePurge.
+        """
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # noqa: PLC0415
+
+        for _ in range(2):
+            start = SessionLog(status=SessionLog.START)
+            self._writer.add_event(Event(wall_time=time.time(), step=step + 1, session_log=start))
 
     def close(self, outcome: str) -> None:
         """Flush."""
@@ -170,7 +183,7 @@ class BackgroundSink:
 
     def __init__(self, name: str, build: Callable[[], Sink]) -> None:
         self._name = name
-        self._told: queue.SimpleQueue[tuple[int, Mapping[str, float]] | str] = queue.SimpleQueue()
+        self._told: queue.SimpleQueue[Callable[[Sink], None] | str] = queue.SimpleQueue()
         self._problem: Exception | None = None
         self._thread = threading.Thread(target=self._serve, args=(build,), name=name, daemon=True)
         self._thread.start()
@@ -178,10 +191,12 @@ class BackgroundSink:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Hand a step over; raise what went wrong with an earlier one."""
         self._raise_problem()
-        self._told.put((step, dict(values)))
+        kept = dict(values)
+        self._told.put(lambda sink: sink.write(step, kept))
 
     def rewind(self, step: int) -> None:
-        """Tell nothing: no sink of this kind has to forget a step that is told again."""
+        """Hand it over."""
+        self._told.put(lambda sink: sink.rewind(step))
 
     def close(self, outcome: str) -> None:
         """Let the thread finish; raise what went wrong."""
@@ -195,7 +210,7 @@ class BackgroundSink:
         try:
             sink = build()
             while not isinstance(told := self._told.get(), str):
-                sink.write(*told)
+                told(sink)
             sink.close(told)
         except Exception as error:  # told to the main thread, which goes on without the sink
             self._problem = error

@@ -234,7 +234,7 @@ def total_norm(gradients: Sequence[Tensor]) -> float:
     """
     if gradients[0].device.type != "cpu":
         return float(torch.nn.utils.get_total_norm(gradients))
-    parts = [part for gradient in gradients for part in gradient.reshape(-1).split(_NORM_PART)]
+    parts = [part for gradient in gradients for part in torch.split(gradient.reshape(-1), _NORM_PART)]
     return float(torch.stack([torch.linalg.vector_norm(part) for part in parts]).double().norm())
 
 
