@@ -229,11 +229,12 @@ class MonitorSection:
     eval_samples: Count = 256
     """Validation samples a measurement reads, the same ones each time."""
     wandb: Literal["auto", "online", "offline", "off"] = "auto"
-    """W&B mode; auto is online where a key is found, else offline (send later: toolkit sync)."""
-    wandb_project: str = "toolkit"
-    """W&B project."""
+    """W&B mode; auto is what WANDB_MODE (or WANDB_DISABLED) says in the shell that submits, else online where a key is
+    found, else offline (send later: toolkit sync)."""
+    wandb_project: str | None = None
+    """W&B project. None: $WANDB_PROJECT, else `toolkit`."""
     wandb_entity: str | None = None
-    """W&B team or user. None: the default of the key."""
+    """W&B team or user. None: $WANDB_ENTITY, else the default of the key."""
     tensorboard: bool = False
     """Also write TensorBoard event files."""
 

@@ -34,6 +34,7 @@ from toolkit.launch.planning import Site
 from toolkit.launch.prepare import PreparationJobs, ask_for, name_dataset, plan_jobs, stands
 from toolkit.launch.rehearsal import Rehearsal
 from toolkit.launch.snapshot import name_code
+from toolkit.monitor.wandb_env import fill_monitor
 from toolkit.plan.search import Plan, TooLargeError, resolve
 from toolkit.rundir import RunDir
 
@@ -94,7 +95,7 @@ def prepare_request(loaded: Loaded, site: Site, *, accept: Sequence[str] = (), n
     return Request(
         cluster=context.cluster,
         run_dir=context.run_dir,
-        asked=_make_absolute(_place_source(loaded)),
+        asked=_settle(loaded),
         plan=context.plan,
         expected=expect(context.plan, device=device, site_dir=site.folder, attempts_before=attempts_before),
         spec=context.spec,
@@ -198,7 +199,7 @@ def _fill(
     checks: Sequence[Callable[[RunConfig, PartitionLimits], list[Problem]]],
 ) -> tuple[RunConfig, PartitionLimits]:
     """Take what is open from the shell and the partition, and raise all mistakes of the configuration at once."""
-    cfg, partition, limits = _make_absolute(_place_source(loaded)), None, cluster.limits()
+    cfg, partition, limits = _settle(loaded), None, cluster.limits()
     if cluster.name == "slurm":
         cfg = replace(cfg, cluster=fill_from_environment(cfg.cluster, os.environ))
     try:
@@ -212,6 +213,12 @@ def _fill(
         raise ConfigError(problems)
     assert partition is not None, "a partition that does not exist was not refused"
     return cfg, partition
+
+
+def _settle(loaded: Loaded) -> RunConfig:
+    """Settle what must not depend on where, and from which shell, the run is submitted next."""
+    cfg = _make_absolute(_place_source(loaded))
+    return replace(cfg, monitor=fill_monitor(cfg.monitor, os.environ))
 
 
 def _place_source(loaded: Loaded) -> RunConfig:

@@ -21,6 +21,7 @@ from toolkit import storage
 from toolkit.config.schema import MonitorSection
 from toolkit.errors import RunError
 from toolkit.monitor.metrics import ETA_S, step_line
+from toolkit.monitor.wandb_env import DEFAULT_PROJECT
 from toolkit.rundir import RunDir
 
 log = logging.getLogger(__name__)
@@ -98,7 +99,7 @@ class WandbSink:
         import wandb  # deferred: costs 0.6 s, and many runs go without  # noqa: PLC0415
 
         options: dict[str, Any] = {
-            "project": section.wandb_project,
+            "project": section.wandb_project or DEFAULT_PROJECT,
             "entity": section.wandb_entity,
             "name": name,
             "id": _run_id(run_dir),

@@ -99,3 +99,10 @@ def test_a_key_is_looked_for_as_wandb_does(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("mode", "verdict"), [("auto", "note"), ("offline", "ok"), ("off", "ok")])
 def test_without_a_key_other_modes_are_well(tmp_path: Path, mode: str, verdict: str) -> None:
     assert wandb(make_context(tmp_path, f"monitor.wandb={mode}")).verdict.value == verdict
+
+
+def test_what_the_shell_says_of_wandb_is_told(tmp_path: Path) -> None:
+    off = wandb(make_context(tmp_path, "monitor.wandb=off"), WANDB_MODE="disabled")
+    assert off.what == "off (by WANDB_MODE=disabled); numbers go to metrics.jsonl"
+    kept = wandb(make_context(tmp_path, "monitor.wandb=offline"), WANDB_MODE="online")
+    assert "recorded offline (monitor.wandb=offline, not WANDB_MODE=online)" in kept.what

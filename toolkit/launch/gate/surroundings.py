@@ -18,6 +18,7 @@ from toolkit.launch.gate.context import Context
 from toolkit.launch.gate.finding import Finding, note, ok, refuse, warn
 from toolkit.launch.gate.versions import PACKAGES, read_versions, say_versions
 from toolkit.launch.snapshot import checkout_dir
+from toolkit.monitor.wandb_env import tell_shell
 
 _SETUP_S = 8.0
 _WANDB_URL = "https://api.wandb.ai"
@@ -131,16 +132,17 @@ def _last_line(text: str) -> str:
 
 def check_wandb(context: Context) -> list[Finding]:
     """Look at `wandb`."""
-    mode = context.cfg.monitor.wandb
+    section, later = context.cfg.monitor, f"python -m toolkit sync {context.run_dir.name}"
+    mode, shell = section.wandb, tell_shell(section, context.environ)
+    aside = f" ({shell})" if shell else ""
     if mode == "off":
-        return [ok("wandb", "off; numbers go to metrics.jsonl")]
-    later = f"python -m toolkit sync {context.run_dir.name}"
+        return [ok("wandb", f"off{aside}; numbers go to metrics.jsonl")]
     if mode == "offline":
-        return [ok("wandb", f"recorded offline; send it later: {later}")]
+        return [ok("wandb", f"recorded offline{aside}; send it later: {later}")]
     url = context.environ.get("WANDB_BASE_URL") or _WANDB_URL
     if _has_key(context, urlsplit(url).hostname or url):
-        return [ok("wandb", f"a key for {url}")]
-    what = f"no key for {url}: the run is recorded offline"
+        return [ok("wandb", f"a key for {url}{aside}")]
+    what = f"no key for {url}: the run is recorded offline{aside}"
     remedy = f"type: wandb login; or send it later: {later}"
     if mode == "auto":
         return [note("wandb", what, remedy=remedy)]

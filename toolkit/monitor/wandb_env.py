@@ -1,0 +1,71 @@
+"""What W&B's variables in the shell that submits mean for a run.
+
+Those that are not listed here (WANDB_TAGS, WANDB_NOTES, WANDB_RUN_GROUP, WANDB_BASE_URL, WANDB_API_KEY ...) reach the
+job, and wandb reads them there.
+
+Source: wandb 0.31, env.py; WANDB_DISABLED as transformers reads it, which made it known.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from toolkit.config.schema import MonitorSection
+
+DEFAULT_PROJECT = "toolkit"
+_MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "off"}
+_TRUE = {"1", "on", "yes", "true"}
+_OURS = {
+    "WANDB_NAME": "run.name",
+    "WANDB_RUN_ID": "the run's directory",
+    "WANDB_RESUME": "the run's directory",
+    "WANDB_DIR": "the run's directory",
+}
+"""Variables without effect, and what decides in their place."""
+
+
+def fill_monitor(section: MonitorSection, environ: Mapping[str, str]) -> MonitorSection:
+    """Take the mode, project and team from the shell where the configuration leaves them open."""
+    found = _find_mode(environ)
+    mode = found[1] if section.wandb == "auto" and found is not None else section.wandb
+    return replace(
+        section,
+        wandb=mode,  # type: ignore[arg-type]
+        wandb_project=section.wandb_project or environ.get("WANDB_PROJECT") or DEFAULT_PROJECT,
+        wandb_entity=section.wandb_entity or environ.get("WANDB_ENTITY") or None,
+    )
+
+
+def tell_shell(section: MonitorSection, environ: Mapping[str, str]) -> str:
+    """Say which variables of the shell decided something, and which did not; empty: there are none.
+
+    Args:
+        section: as it was filled.
+        environ: of the shell.
+    """
+    said = []
+    found = _find_mode(environ)
+    if found is not None:
+        said.append(_compare(found[0], found[1] == section.wandb, f"monitor.wandb={section.wandb}"))
+    elif environ.get("WANDB_MODE"):
+        said.append(f"WANDB_MODE={environ['WANDB_MODE']} means nothing to W&B")
+    for name, key, value in (
+        ("WANDB_PROJECT", "wandb_project", section.wandb_project),
+        ("WANDB_ENTITY", "wandb_entity", section.wandb_entity),
+    ):
+        if environ.get(name):
+            said.append(_compare(f"{name}={environ[name]}", environ[name] == value, f"monitor.{key}={value}"))
+    said += [f"{name} is not heeded ({ours} decides)" for name, ours in _OURS.items() if environ.get(name)]
+    return "; ".join(said)
+
+
+def _find_mode(environ: Mapping[str, str]) -> tuple[str, str] | None:
+    """Give the variable that sets a mode, as it was written, and the mode in our words."""
+    disabled = environ.get("WANDB_DISABLED", "")
+    if disabled.lower() in _TRUE:
+        return f"WANDB_DISABLED={disabled}", "off"
+    word = environ.get("WANDB_MODE", "")
+    return (f"WANDB_MODE={word}", _MODES[word.lower()]) if word.lower() in _MODES else None
+
+
+def _compare(shell: str, is_heeded: bool, configured: str) -> str:
+    return f"by {shell}" if is_heeded else f"{configured}, not {shell}"
