@@ -1,4 +1,4 @@
-.PHONY: setup demo check test clean
+.PHONY: setup demo check test audit clean
 PYTHON := .venv/bin/python
 
 setup:
@@ -19,6 +19,10 @@ test: setup
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=12 tests
+
+audit: setup
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -e '.[audit]'
+	$(PYTHON) tools/audit.py
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
