@@ -74,6 +74,10 @@ class RunError(ToolkitError):
     """A run directory is missing, in use, or belongs to another configuration."""
 
 
+class RecordError(ToolkitError):
+    """A file of a run is damaged, or may not be read."""
+
+
 class TryAgainError(ToolkitError):
     """A passing trouble of the machine: the same job may succeed when it is started again."""
 

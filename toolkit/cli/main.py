@@ -14,7 +14,7 @@ from toolkit.cli import plan as planning
 from toolkit.cli.findings import print_findings
 from toolkit.cluster.base import JobState
 from toolkit.config.load import Loaded, find_profile, load_config, parse_seconds
-from toolkit.errors import EXIT_DONE, RunError, ToolkitError
+from toolkit.errors import EXIT_DONE, EXIT_USAGE, RunError, ToolkitError
 from toolkit.launch import submit
 from toolkit.launch.halt import halt
 from toolkit.launch.handin import carry_out
@@ -46,6 +46,11 @@ def main(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         return 130
+    except OSError as error:  # what no verb foresaw: a full disk, no permission, a name that is too long
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return EXIT_USAGE
     return EXIT_DONE
 
 
@@ -310,7 +315,7 @@ def _generate(asked: argparse.Namespace) -> None:
 
 def _find(asked: argparse.Namespace) -> RunDir:
     run_dir = RunDir((asked.root / asked.run).absolute())
-    if not run_dir.config_path.is_file():
+    if not show.is_run(run_dir):
         known = ", ".join(run.name for run in show.list_runs(asked.root)) or "none"
         raise RunError(f"there is no run {asked.run!r} in {asked.root}\n  runs there: {known}\n  see --root")
     return run_dir

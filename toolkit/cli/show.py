@@ -1,8 +1,11 @@
 """What the reading verbs print."""
 
+import errno
 import itertools
 import json
-from collections.abc import Sequence
+import os
+import pwd
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ from toolkit.cluster.base import Cluster, JobState, JobStatus
 from toolkit.config.load import Loaded
 from toolkit.config.schema import DataSection, to_dict
 from toolkit.data.mixture import mean_unigram_loss, open_members
-from toolkit.errors import ClusterError, ToolkitError
+from toolkit.errors import ClusterError, RecordError, ToolkitError
 from toolkit.launch.archive import upload_run
 from toolkit.launch.identity import original_of, read_config
 from toolkit.launch.jobs import Queue, job_status, look_for_job, look_for_jobs
@@ -37,11 +40,29 @@ def print_json(value: Any) -> None:
 
 
 def list_runs(root: Path) -> list[RunDir]:
-    """List the runs of a directory by name."""
-    if not root.is_dir():
+    """List the runs of a directory by name, also those of others that may not be read.
+
+    Raises:
+        RecordError: the directory may not be read.
+    """
+    try:
+        entries = sorted(root.iterdir())
+    except FileNotFoundError:
         return []
-    runs = (RunDir(entry.absolute()) for entry in sorted(root.iterdir()))
-    return [run for run in runs if run.config_path.is_file()]
+    except OSError as error:
+        what = f"{root} cannot be read: {error.strerror}"
+        raise RecordError(f"{what}\n  it should be the directory of all runs") from error
+    runs = (RunDir(entry.absolute()) for entry in entries if not entry.name.startswith("."))
+    return [run for run in runs if is_run(run)]
+
+
+def is_run(run_dir: RunDir) -> bool:
+    """Whether a directory is a run, or may be one that others may not read."""
+    try:
+        os.stat(run_dir.config_path)
+    except OSError as error:
+        return error.errno not in {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG}
+    return True
 
 
 def describe(run_dir: RunDir, queue: Queue | None = None) -> dict[str, Any]:
@@ -66,8 +87,8 @@ def _outline(run_dir: RunDir, queue: Queue) -> dict[str, Any]:
         "rehearsal": describe_rehearsal(record, num_attempts=len(attempts)),
         "step": last["step"] if last else 0,
         "num_steps": cfg.num_steps,
-        "first_loss": first[metrics.LOSS] if first else None,
-        "last_loss": last[metrics.LOSS] if last else None,
+        "first_loss": first.get(metrics.LOSS) if first else None,
+        "last_loss": last.get(metrics.LOSS) if last else None,
         "validation_loss": _newest_validation(run_dir, every=cfg.monitor.eval_every),
         "unigram_loss": _unigram_loss(cfg.data),
         "tokens_per_s": last.get(metrics.TOKENS_PER_S) if last else None,
@@ -145,7 +166,8 @@ def upload(run_dir: RunDir, url: str, console: Console) -> list[str]:
 def print_runs(root: Path, console: Console, *, as_json: bool) -> None:
     """List the runs, a line each."""
     queue = look_for_jobs(root)
-    runs = [(describe if as_json else _outline)(run, queue) for run in list_runs(root)]
+    look = describe if as_json else _outline
+    runs = [_look(run, look, queue) for run in list_runs(root)]
     if as_json:
         print_json(runs)
         return
@@ -156,10 +178,38 @@ def print_runs(root: Path, console: Console, *, as_json: bool) -> None:
     for name in ("run", "job", "state", "step", "loss", "validation"):
         table.add_column(name)
     for run in runs:
+        if "unreadable" in run:
+            table.add_row(run["run"], "-", "unreadable", "-", "-", "-")
+            continue
         job = run["job"] or {"job_id": "-", "state": "-"}
         losses = [_number(run[key]) for key in ("last_loss", "validation_loss")]
         table.add_row(run["run"], job["job_id"], run["state"], f"{run['step']}/{run['num_steps']}", *losses)
     console.print(table)
+    for run in runs:
+        if "unreadable" in run:
+            console.print(f"{run['run']}: {run['unreadable']}", markup=False)
+
+
+def _look(run_dir: RunDir, look: Callable[[RunDir, Queue], dict[str, Any]], queue: Queue) -> dict[str, Any]:
+    """Look at one of many runs: damage, or an owner who lets nobody in, must not hide the others."""
+    try:
+        return look(run_dir, queue)
+    except PermissionError as error:
+        why = f"{error.filename}: {error.strerror}{_tell_owner(run_dir)}"
+    except OSError as error:
+        why = f"{error.filename}: {error.strerror}"
+    except ToolkitError as error:
+        why = str(error).splitlines()[0]
+    return {"run": run_dir.name, "directory": str(run_dir.root), "unreadable": why}
+
+
+def _tell_owner(run_dir: RunDir) -> str:
+    """Say whose a run is, as far as that can be seen."""
+    try:
+        status = os.stat(run_dir.root)
+        return f"; it belongs to {pwd.getpwuid(status.st_uid).pw_name}, with mode {status.st_mode & 0o777:o}"
+    except (OSError, KeyError):
+        return ""
 
 
 def print_run(run_dir: RunDir, console: Console, *, as_json: bool) -> None:

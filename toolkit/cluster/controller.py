@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
 from toolkit.cluster.base import NEVER_STARTS, TIME_IS_UP, JobState
-from toolkit.cluster.local import PARTITION, LocalCluster, choose_nodes, read_state, write_state
+from toolkit.cluster.jobfiles import read_state, write_state
+from toolkit.cluster.local import PARTITION, LocalCluster, choose_nodes
 from toolkit.cluster.tasks import (
     TIMED_OUT,
     Task,

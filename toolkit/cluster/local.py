@@ -6,7 +6,6 @@ and survives the shell that submitted it. Verbs leave requests in files; the con
     jobs/7/spec.json  script.sh  state.json  controller.log  requests/TIME-VERB:VALUE
 """
 
-import contextlib
 import json
 import os
 import shlex
@@ -23,13 +22,13 @@ import psutil
 from toolkit import storage
 from toolkit.cluster.base import JobState, JobStatus, QueuedJob, View, check_signal
 from toolkit.cluster.environment import environ_for_job
+from toolkit.cluster.jobfiles import START_S, is_running, read_spec, read_state, write_state
 from toolkit.cluster.partitions import GpuGroup, Node, NodeLoad, PartitionLimits
 from toolkit.cluster.spec import JobSpec
 from toolkit.errors import ClusterError
 
 PARTITION = "local"
 MAX_NODES = 64
-_START_S = 20.0
 
 
 class LocalCluster:
@@ -81,7 +80,7 @@ class LocalCluster:
         follower = next((job.job_id for job in self.own_jobs() if mark and job.mark == mark), None)
         if follower is not None:
             return follower
-        spec = _read_spec(self._job_dir(job_id))
+        spec = read_spec(self._job_dir(job_id))
         if spec is None:
             raise ClusterError(f"there is no job {job_id}\n  a follower needs one\n  submit the run again")
         excluded = list(dict.fromkeys([*spec["exclude"], *exclude]))
@@ -110,12 +109,12 @@ class LocalCluster:
     def state(self, job_id: str) -> JobStatus:
         """Read the controller's last word; a controller that is gone took the job with it."""
         job_dir = self._job_dir(job_id)
-        known, spec = read_state(job_dir), _read_spec(job_dir)
+        known, spec = read_state(job_dir), read_spec(job_dir)
         if known is None or spec is None:
             return JobStatus(job_id=job_id, state=JobState.UNKNOWN)
         state = JobState(known["state"])
         reason = known.get("reason", "")
-        if state.is_live and not _is_running(known):
+        if state.is_live and not is_running(known):
             state, reason = JobState.NODE_FAIL, "the controller of the job was killed"
         return JobStatus(
             job_id=job_id,
@@ -225,10 +224,17 @@ class LocalCluster:
 
     def _job_ids(self) -> list[str]:
         jobs = self.state_dir / "jobs"
-        return [entry.name for entry in jobs.iterdir() if entry.name.isdigit()] if jobs.is_dir() else []
+        try:
+            return [entry.name for entry in jobs.iterdir() if _is_number(entry.name)]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise ClusterError(
+                f"{jobs} cannot be read: {error.strerror}\n  the jobs of emulated nodes are there"
+            ) from error
 
     def _queued(self, job_id: str) -> QueuedJob | None:
-        status, spec = self.state(job_id), _read_spec(self._job_dir(job_id))
+        status, spec = self.state(job_id), read_spec(self._job_dir(job_id))
         if spec is None or not status.state.is_live:
             return None
         return QueuedJob(
@@ -251,7 +257,7 @@ class LocalCluster:
     def _new_job_dir(self) -> tuple[str, Path]:
         jobs = self.state_dir / "jobs"
         jobs.mkdir(parents=True, exist_ok=True)
-        number = max((int(entry.name) for entry in jobs.iterdir() if entry.name.isdigit()), default=0) + 1
+        number = max((int(entry.name) for entry in jobs.iterdir() if _is_number(entry.name)), default=0) + 1
         while True:
             try:
                 (jobs / str(number)).mkdir()
@@ -276,7 +282,7 @@ class LocalCluster:
         return f"node{node}"
 
     def _await_start(self, job_dir: Path, controller: "subprocess.Popen[bytes]") -> None:
-        deadline = time.monotonic() + _START_S
+        deadline = time.monotonic() + START_S
         while time.monotonic() < deadline:
             known = read_state(job_dir)
             if known and known.get("pid"):
@@ -286,6 +292,10 @@ class LocalCluster:
             time.sleep(0.02)
         tail = (job_dir / "controller.log").read_text(encoding="utf-8", errors="replace")[-2000:]
         raise ClusterError(f"the controller of job {job_dir.name} did not start\n  {tail or 'it said nothing'}")
+
+
+def _is_number(name: str) -> bool:
+    return name.isascii() and name.isdecimal()
 
 
 def _emulated_load(node: Node, limits: PartitionLimits) -> NodeLoad:
@@ -316,38 +326,6 @@ def choose_nodes(count: int, *, exclude: Sequence[str]) -> list[str]:
         out = f", {MAX_NODES - len(left)} of them excluded" if len(left) < MAX_NODES else ""
         raise ClusterError(f"{count} nodes\n  this machine emulates at most {MAX_NODES}{out}\n  use fewer --nodes")
     return left[:count]
-
-
-def _read_spec(job_dir: Path) -> dict[str, Any] | None:
-    with contextlib.suppress(FileNotFoundError):
-        spec: dict[str, Any] = json.loads((job_dir / "spec.json").read_text(encoding="utf-8"))
-        return spec
-    return None
-
-
-def read_state(job_dir: Path) -> dict[str, Any] | None:
-    """Read a job's state file; None: there is none."""
-    with contextlib.suppress(FileNotFoundError):
-        state: dict[str, Any] = json.loads((job_dir / "state.json").read_text(encoding="utf-8"))
-        return state
-    return None
-
-
-def write_state(job_dir: Path, fields: Mapping[str, Any]) -> None:
-    """Replace a job's state file."""
-    plain = {key: value.value if isinstance(value, JobState) else value for key, value in fields.items()}
-    storage.write_atomic(str(job_dir / "state.json"), (json.dumps(plain, indent=1) + "\n").encode())
-
-
-def _is_running(known: Mapping[str, Any]) -> bool:
-    if not known.get("pid"):  # just submitted
-        return bool(time.time() - known["submit_time"] < _START_S)
-    try:
-        process = psutil.Process(known["pid"])
-        same = abs(process.create_time() - known["pid_time"]) < 1.0
-        return bool(same and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _count_gpus() -> int:

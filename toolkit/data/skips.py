@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from toolkit import storage
+from toolkit import records, storage
 from toolkit.data.order import Indices
-from toolkit.errors import RunError
+from toolkit.errors import RecordError, RunError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,14 +99,14 @@ def read_skips(path: Path) -> tuple[Skip, ...]:
     Raises:
         RunError: a line cannot be read: without it the run would read other samples than before.
     """
-    if not path.is_file():
-        return ()
-    lines = path.read_text(encoding="utf-8").splitlines()
     try:
-        return tuple(Skip(**json.loads(line)) for line in lines)
-    except (ValueError, TypeError) as error:
+        lines = (records.read_bytes(path) or b"").splitlines()
+        return tuple(
+            records.parse_record(line, Skip, where=f"{path}:{number}") for number, line in enumerate(lines, start=1)
+        )
+    except RecordError as error:
         raise RunError(
-            f"{path} cannot be read: {error}\n  it says which samples the run has left out\n  restore it from a copy"
+            f"{str(error).splitlines()[0]}\n  it says which samples the run has left out\n  restore it from a copy"
         ) from error
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from toolkit import records
 from toolkit.checkpoint import layout
 from toolkit.cluster.base import Fate, JobStatus
 from toolkit.cluster.batchlog import find_lost_nodes
@@ -161,7 +162,7 @@ class After:
     def _tell_crash(self, attempt: Attempt, causes: list[Failure]) -> dict[str, Any]:
         exit_note = self.status.exit_note
         newest = next(newest_steps(self.run_dir.metrics_path), None)
-        is_own = newest is not None and newest["attempt"] == attempt.attempt
+        is_own = newest is not None and newest.get("attempt") == attempt.attempt
         return {
             "outcome": "CRASHED" if causes else "KILLED",
             "cause": causes[0].cause if causes else "crash",
@@ -240,7 +241,7 @@ def main(run_root: Path, code: int) -> int:
     run_dir = RunDir(run_root)
     job = read_own_job(os.environ, patience_s=_PATIENCE_S)
     if (refusal := run_dir.refusal_path(job.attempt)).is_file():
-        log.error("this job ends, and the run stays as it is: %s", first_line(refusal.read_text(encoding="utf-8")))
+        log.error("this job ends, and the run stays as it is: %s", first_line(records.read_text(refusal) or ""))
         return EXIT_BUG
     cfg = read_config(run_dir)
     return After(run_dir=run_dir, cfg=cfg, job=job, status=job.cluster.state(job.job_id), code=code).act()

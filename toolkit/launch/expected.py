@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit import storage
+from toolkit import records, storage
 from toolkit.cluster.tasks import share_threads
 from toolkit.config.schema import ClusterSection
+from toolkit.errors import RecordError
 from toolkit.plan.calibration import Measurement
 from toolkit.plan.hardware import Hardware
 from toolkit.plan.proposal import Plan, measurement_of
@@ -139,11 +140,7 @@ def write_expected(run_dir: RunDir, expected: Expected) -> None:
 def find_expected(run_dir: RunDir) -> Expected | None:
     """Find what was expected of a run; None: nothing, or another version of the toolkit wrote it."""
     try:
-        told = json.loads(run_dir.expected_path.read_text(encoding="utf-8"))
-        fields = {field.name: told[field.name] for field in dataclasses.fields(Expected)}
-    except FileNotFoundError:
+        return records.read_record(run_dir.expected_path, Expected)
+    except RecordError as error:
+        records.say_once(f"left out: {error}")
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        log.warning("%s is left out: %s", run_dir.expected_path, error)
-        return None
-    return Expected(**{**fields, "calibrated_by": tuple(fields["calibrated_by"])})

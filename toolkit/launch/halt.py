@@ -6,7 +6,7 @@ from pathlib import Path
 
 from toolkit import storage
 from toolkit.cluster.base import Cluster, JobState
-from toolkit.errors import Problem, RefusedError, RunError
+from toolkit.errors import Problem, RecordError, RefusedError, RunError
 from toolkit.launch.gate.checks import JOB
 from toolkit.launch.identity import original_of
 from toolkit.launch.jobs import Job, Queue, find_job, job_status
@@ -76,14 +76,20 @@ def _is_waited_for(run_dir: RunDir, queue: Queue) -> bool:
     own = find_job_record(run_dir)
     if own is None or own.prepared_in is None:
         return False
-    others = [RunDir(path) for path in run_dir.root.parent.iterdir() if path.is_dir() and path != run_dir.root]
+    others = [RunDir(path) for path in run_dir.root.parent.iterdir() if path != run_dir.root]
     for other in others:
         record = find_job_record(other)
-        if record is not None and record.prepared_in == own.prepared_in:
-            job = find_job(other, queue)
-            if job is not None and job.status.state is JobState.PENDING:
-                return True
+        if record is not None and record.prepared_in == own.prepared_in and _is_pending(other, queue):
+            return True
     return False
+
+
+def _is_pending(run_dir: RunDir, queue: Queue) -> bool:
+    try:
+        job = find_job(run_dir, queue)
+    except RecordError:  # who cannot be asked may wait
+        return True
+    return job is not None and job.status.state is JobState.PENDING
 
 
 def _find_rehearsal(run_dir: RunDir) -> list[str]:

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from toolkit import storage
+from toolkit import records, storage
 from toolkit.config.load import Loaded, load_config
 from toolkit.config.schema import RunConfig
-from toolkit.errors import RunError
+from toolkit.errors import RecordError, RunError
 from toolkit.rundir import RunDir
 
 
@@ -42,10 +42,18 @@ class Identity:
 
 
 def read_identity(run_dir: RunDir) -> Identity | None:
-    """Read whose directory it is; None: it was never submitted, or before runs had an identity."""
-    if not run_dir.identity_path.is_file():
-        return None
-    return Identity(**json.loads(run_dir.identity_path.read_text(encoding="utf-8")))
+    """Read whose directory it is; None: it was never submitted, or before runs had an identity.
+
+    Raises:
+        RecordError: it cannot be read.
+    """
+    try:
+        return records.read_record(run_dir.identity_path, Identity)
+    except RecordError as error:
+        raise RecordError(
+            f"{error}\n  by it the jobs of a run are found, and a copy is told from the run\n"
+            f"  see that it has no job (squeue --me), then delete {run_dir.identity_path}"
+        ) from error
 
 
 def tell_kin(run_dir: RunDir) -> Kin:
@@ -58,7 +66,7 @@ def tell_kin(run_dir: RunDir) -> Kin:
         if os.path.samefile(there.root, run_dir.root):  # also by another name of the same file system
             return Kin.OWN
         other = read_identity(there)
-    except OSError:
+    except (OSError, RecordError):
         return Kin.MOVED
     return Kin.COPY if other is not None and other.run_id == known.run_id else Kin.MOVED
 

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from toolkit import storage
+from toolkit import records, storage
+from toolkit.errors import RecordError
 from toolkit.launch.nodes import lock
 from toolkit.rundir import RunDir
 
@@ -88,10 +89,13 @@ class JobRecord:
 
 
 def find_job_record(run_dir: RunDir) -> JobRecord | None:
-    """Find the newest job of a run; None: none was submitted."""
-    if not run_dir.job_path.is_file():
-        return None
-    return JobRecord(**json.loads(run_dir.job_path.read_text(encoding="utf-8")))
+    """Find the newest job of a run; None: none was submitted. Of a damaged record nothing is known but that it was."""
+    try:
+        return records.read_record(run_dir.job_path, JobRecord)
+    except RecordError as error:
+        # By its mark a job of the run is found all the same; where there is none, the next submit writes it anew.
+        records.say_once(f"{error}\n  the scheduler is asked for the job of the run")
+        return JobRecord(scheduler="auto", job_id="", attempts_before=0)
 
 
 def write_job_record(run_dir: RunDir, job: JobRecord) -> None:
@@ -100,15 +104,12 @@ def write_job_record(run_dir: RunDir, job: JobRecord) -> None:
 
 
 def read_attempts(run_dir: RunDir) -> list[Attempt]:
-    """Read all attempts, oldest first."""
-    if not run_dir.attempts_path.is_file():
-        return []
-    lines = run_dir.attempts_path.read_text(encoding="utf-8").splitlines()
-    records = (json.loads(line) for line in lines if line.strip())
-    return [
-        Attempt(**{**record, "nodes": tuple(record["nodes"]), "culprits": tuple(record.get("culprits", ()))})
-        for record in records
-    ]
+    """Read all attempts, oldest first.
+
+    Raises:
+        RecordError: the file cannot be read.
+    """
+    return records.read_lines(run_dir.attempts_path, Attempt)
 
 
 def has_ended(run_dir: RunDir, job_id: str) -> bool:
@@ -143,6 +144,10 @@ def _locked(run_dir: RunDir) -> Iterator[None]:
 
 
 def _write(path: Path, attempts: Sequence[Attempt]) -> None:
+    former = records.read_bytes(path) or b""
+    if former.count(b"\n") > len(attempts):
+        # lines that could not be read: what they say may be wanted by a person
+        storage.write_atomic(f"{path}.damaged", former)
     text = "".join(json.dumps(asdict(attempt)) + "\n" for attempt in attempts)
     storage.write_atomic(str(path), text.encode())
 
@@ -153,7 +158,7 @@ def read_refusals(run_dir: RunDir) -> dict[str, str]:
     since = attempts[-1].start_time if attempts else 0.0
     paths = [path for path in run_dir.logs_dir.glob("*/refused") if path.stat().st_mtime > since]
     ordered = sorted(paths, key=lambda path: path.stat().st_mtime)
-    return {path.parent.name: path.read_text(encoding="utf-8").strip() for path in ordered}
+    return {path.parent.name: (records.read_text(path) or "").strip() for path in ordered}
 
 
 def write_failure(run_dir: RunDir, attempt: str, failure: Failure) -> None:
@@ -164,8 +169,12 @@ def write_failure(run_dir: RunDir, attempt: str, failure: Failure) -> None:
 
 def read_failures(run_dir: RunDir, attempt: str) -> list[Failure]:
     """Read the last words of an attempt, causes before echoes, then by time."""
-    records: list[dict[str, Any]] = [
-        json.loads(path.read_text(encoding="utf-8")) for path in run_dir.attempt_dir(attempt).glob("*.failure.json")
-    ]
-    failures = [Failure(**{**record, "culprits": tuple(record.get("culprits", ()))}) for record in records]
+    failures = []
+    for path in run_dir.attempt_dir(attempt).glob("*.failure.json"):
+        try:
+            failure = records.read_record(path, Failure)
+        except RecordError as error:
+            records.say_once(f"left out: {error}")
+        else:
+            failures += [] if failure is None else [failure]
     return sorted(failures, key=lambda failure: (failure.is_echo, failure.time))

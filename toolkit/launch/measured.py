@@ -68,7 +68,7 @@ def list_steady(run_dir: RunDir, expected: Expected) -> list[dict[str, Any]]:
     """List the steady steps of the attempts on this layout, newest first, a thousand at most."""
     attempts = {one.attempt: one for one in read_attempts(run_dir)[expected.attempts_before :]}
     lines = itertools.islice(newest_steps(run_dir.metrics_path), _NEWEST)
-    mine = [line for line in lines if line["attempt"] in attempts]
+    mine = [line for line in lines if line.get("attempt") in attempts and metrics.STEP_S in line]
     evaluated = {line["step"] for line in mine if metrics.VALIDATION_LOSS in line}
     return [
         line

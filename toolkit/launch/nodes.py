@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from toolkit import remote
+from toolkit import records, remote
 
 log = logging.getLogger(__name__)
 
@@ -81,13 +81,13 @@ class NodeLedger:
         self.path = root / "nodes.jsonl"
 
     def events(self) -> list[NodeEvent]:
-        """Read all events, oldest first."""
-        try:
-            text = self.path.read_text(encoding="utf-8", errors="replace")
-        except FileNotFoundError:
-            return []
-        parsed = (_parse(line, path=self.path) for line in text.splitlines() if line.strip())
-        return sorted((event for event in parsed if event is not None), key=lambda event: event.time)
+        """Read all events, oldest first.
+
+        Raises:
+            RecordError: the file cannot be read.
+        """
+        events = records.read_lines(self.path, NodeEvent)
+        return sorted((event for event in events if event.kind in KINDS), key=lambda event: event.time)
 
     def excluded(self, now: float) -> dict[str, Exclusion]:
         """Give the nodes that are left out now; see `find_excluded`."""
@@ -205,16 +205,6 @@ def _count_terms(events: Sequence[NodeEvent]) -> int:
             count += 1
         until = max(until, event.expires)
     return count
-
-
-def _parse(line: str, *, path: Path) -> NodeEvent | None:
-    try:
-        fields = json.loads(line)
-        event = NodeEvent(**{name: fields[name] for name in NodeEvent.__dataclass_fields__})
-    except (ValueError, KeyError, TypeError):  # a writer died, or its line and another's ran into each other
-        log.warning("%s has a line that is not whole: %.80s", path, line)
-        return None
-    return event if event.kind in KINDS else None
 
 
 @contextmanager

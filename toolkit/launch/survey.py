@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from toolkit import storage
-from toolkit.errors import Problem, RunError
+from toolkit import records, storage
+from toolkit.errors import Problem, RecordError, RunError
 from toolkit.health.verdicts import ALL, RULES, Reading, Rule, Verdict, bad_nodes, common_troubles, judge
 from toolkit.launch.nodes import PROBE, NodeLedger
 
@@ -41,6 +41,24 @@ def check_limits(limits: Iterable[str]) -> list[Problem]:
         for name in limits
         if name not in RULES
     ]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Found:
+    """What a file of a check holds."""
+
+    readings: list[Reading]
+    rules: dict[str, Rule]
+
+
+def _read(path: Path) -> _Found:
+    """Read a file of a check; one that is damaged says nothing, as a node that does not."""
+    try:
+        found = records.read_record(path, _Found)
+    except RecordError as error:
+        records.say_once(f"left out: {error}")
+        found = None
+    return found or _Found(readings=[], rules={})
 
 
 class HealthFiles:
@@ -80,9 +98,9 @@ class HealthFiles:
         readings: list[Reading] = []
         rules = dict(RULES)
         for path in paths:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            readings += [Reading(**fields) for fields in found["readings"]]
-            rules.update({probe: Rule(**fields) for probe, fields in found["rules"].items()})
+            found = _read(path)
+            readings += found.readings
+            rules.update(found.rules)
         heard = {reading.node for reading in readings}
         silent = "it said nothing: it does not start programs, or does not see the directory of runs"
         readings += [

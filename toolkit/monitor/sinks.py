@@ -6,6 +6,7 @@ No sink ever stops a training: one that fails is switched off with a warning.
 import json
 import logging
 import queue
+import re
 import secrets
 import subprocess
 import sys
@@ -17,9 +18,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from toolkit import storage
+from toolkit import records, storage
 from toolkit.config.schema import MonitorSection
 from toolkit.errors import RunError
+from toolkit.monitor import history
 from toolkit.monitor.metrics import ETA_S, step_line
 from toolkit.monitor.wandb_env import DEFAULT_PROJECT
 from toolkit.rundir import RunDir
@@ -62,7 +64,7 @@ class JsonlSink:
     def rewind(self, step: int) -> None:
         """Drop the lines beyond a step."""
         self._file.close()
-        rewind_jsonl(self._path, step=step)
+        history.rewind(self._path, step=step)
         self._file = self._path.open("a", encoding="utf-8")
 
     def close(self, outcome: str) -> None:
@@ -271,24 +273,11 @@ def open_sinks(
     return Sinks(sinks)
 
 
-def rewind_jsonl(path: Path, *, step: int) -> None:
-    """Drop the lines beyond a step, which is about to be done again, and a last line that is torn."""
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError):
-            continue
-    storage.write_atomic(str(path), "".join(kept).encode())
-
-
 def _run_id(run_dir: RunDir) -> str:
     path = run_dir.wandb_id_path
-    if path.is_file():
-        return path.read_text(encoding="utf-8").strip()
+    known = (records.read_text(path) or "").strip()
+    if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", known):
+        return known
     run_id = secrets.token_hex(4)
     path.parent.mkdir(parents=True, exist_ok=True)
     storage.write_atomic(str(path), run_id.encode())

@@ -1,6 +1,5 @@
 """What runs on this cluster have shown: the plan of the next one is corrected by it."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -8,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from toolkit.errors import StorageError
+from toolkit import records
+from toolkit.errors import RecordError
 from toolkit.plan.memory import StageMemory
 from toolkit.plan.speed import StepTime
 
@@ -148,20 +148,12 @@ def read_measurements(path: Path) -> list[Measurement]:
     """Read what was kept; nothing there: nothing was measured. What another version of the toolkit added is left out.
 
     Raises:
-        StorageError: the file is not what `add_measurement` gave.
+        RecordError: the file is not what `add_measurement` gave.
     """
-    if not path.is_file():
-        return []
     try:
-        return [_from_plain(told) for told in json.loads(path.read_text(encoding="utf-8"))]
-    except (ValueError, TypeError, AttributeError) as error:
-        raise StorageError(
-            f"{path} holds no measurements: {error}\n  plans are corrected by it\n  delete it: runs write it anew"
-        ) from error
-
-
-def _from_plain(told: Mapping[str, Any]) -> Measurement:
-    return Measurement(**{name: value for name, value in told.items() if name in Measurement.__dataclass_fields__})
+        return records.read_record(path, list[Measurement]) or []
+    except RecordError as error:
+        raise RecordError(f"{error}\n  plans are corrected by it\n  delete it: runs write it anew") from error
 
 
 def add_measurement(known: Sequence[Measurement], new: Measurement) -> list[dict[str, Any]]:

@@ -158,7 +158,7 @@ def test_a_measurement_that_cannot_be_kept_does_not_end_the_run(
     (tmp_path / "site" / "calibration.json").write_text("{", encoding="utf-8")
     assert act(run_dir) == [("requeue",)]
     assert "later plans are not corrected by this run" in caplog.text
-    assert "calibration.json holds no measurements" in caplog.text
+    assert "calibration.json is damaged" in caplog.text
 
 
 def test_nodes_that_cannot_be_listed_do_not_end_the_run(run_dir: RunDir) -> None:

@@ -11,9 +11,9 @@ import pytest
 
 from toolkit.config.schema import MonitorSection
 from toolkit.errors import RunError
-from toolkit.monitor import metrics
+from toolkit.monitor import history, metrics
 from toolkit.monitor.rate import RateMeter
-from toolkit.monitor.sinks import BackgroundSink, JsonlSink, Sink, Sinks, WandbSink, rewind_jsonl, sync_wandb
+from toolkit.monitor.sinks import BackgroundSink, JsonlSink, Sink, Sinks, WandbSink, sync_wandb
 from toolkit.monitor.watch import check_finite
 from toolkit.rundir import RunDir
 
@@ -50,7 +50,7 @@ def test_steps_that_are_redone_replace_their_lines_and_a_torn_line_goes(tmp_path
     sink.close("FAILED")
     with path.open("a", encoding="utf-8") as file:
         file.write('{"step": 8, "x')
-    rewind_jsonl(path, step=4)
+    history.rewind(path, step=4)
     sink = JsonlSink(path, attempt="1.1")
     sink.write(5, {"x": 50})
     sink.close("FINISHED")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.plan.test_search import H100, config
-from toolkit.errors import StorageError
+from toolkit.errors import RecordError
 from toolkit.plan.calibration import UNCALIBRATED, Measurement, add_measurement, calibrate, read_measurements
 from toolkit.plan.proposal import measurement_of, plan_of
 
@@ -73,5 +73,5 @@ def test_measurements_are_kept_and_read_back(tmp_path: Path) -> None:
     many = [replace(one, run=str(n)) for n in range(40)]
     assert len(add_measurement(many, one)) == 20
     path.write_text("{}3")
-    with pytest.raises(StorageError, match="delete it"):
+    with pytest.raises(RecordError, match="delete it"):
         read_measurements(path)

@@ -1,0 +1,58 @@
+"""Whatever became of the files of a run, each verb answers in a sentence, and other runs are shown."""
+
+import json
+import signal
+from pathlib import Path
+from types import FrameType
+
+import pytest
+
+from tests.damage import DAMAGES, make_root
+from toolkit.cli.main import main
+
+VERBS = {
+    "list": ["status"],
+    "list as JSON": ["status", "--json"],
+    "status": ["status", "first"],
+    "status as JSON": ["status", "first", "--json"],
+    "logs": ["logs", "first"],
+    "cancel": ["cancel", "first"],
+    "nodes": ["nodes"],
+}
+FILES = (
+    *("config.yaml", "asked.yaml", "identity.json", "job.json", "attempts.jsonl", "metrics.jsonl", "expected.json"),
+    *("failure.json", "refused", "0.out", "nodes.jsonl", "state.json", "spec.json"),
+)
+
+
+def give_up(number: int, frame: FrameType | None) -> None:
+    raise AssertionError("it waits")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("file", FILES)
+def test_damage_is_named_and_hides_nothing_else(
+    file: str, damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    DAMAGES[damage](make_root(tmp_path / "runs")[file])
+    signal.signal(signal.SIGALRM, give_up)
+    for name, words in VERBS.items():
+        signal.alarm(20)
+        try:
+            code = main([*words, "--root", str(tmp_path / "runs")])
+        finally:
+            signal.alarm(0)
+        said = capsys.readouterr()
+        assert code in {0, 2}, name
+        assert "Traceback" not in said.err
+        if code == 2:
+            assert said.err.startswith("error: "), name
+        if name == "list":
+            assert code == 0
+            assert "second" in said.out
+        if name == "list as JSON":
+            rows = {run["run"]: run for run in json.loads(said.out)}
+            assert rows["second"]["step"] == 39
+            if file == "config.yaml" and damage not in {"gone", "leads nowhere"}:
+                assert ("unreadable" in rows["first"]) == (damage not in {"empty", "object", "null", "newer"}), damage
