@@ -13,7 +13,8 @@ from toolkit.cli import cluster, follow, nodes, rehearse, show
 from toolkit.cli import plan as planning
 from toolkit.cli.findings import print_findings
 from toolkit.cluster.base import JobState
-from toolkit.config.load import Loaded, find_profile, load_config, parse_seconds
+from toolkit.config.load import Loaded, find_profile, load_config
+from toolkit.config.values import parse_seconds
 from toolkit.errors import EXIT_DONE, RunError, ToolkitError
 from toolkit.launch import submit
 from toolkit.launch.halt import halt
