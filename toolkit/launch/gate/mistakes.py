@@ -7,6 +7,7 @@ from toolkit.cluster.partitions import PartitionLimits, slice_of
 from toolkit.config.schema import RunConfig, to_dict
 from toolkit.data.mixture import identify, open_members
 from toolkit.errors import Problem, RunError, StorageError
+from toolkit.launch.survey import check_limits
 from toolkit.rundir import RunDir
 
 
@@ -30,6 +31,11 @@ def check_partition(cfg: RunConfig, partition: PartitionLimits) -> list[Problem]
         what = f"--time {asked.time_limit / 3600:g} h"
         problems.append(Problem(what, must, "ask for less: the run requeues itself until it is done"))
     return problems
+
+
+def check_health(cfg: RunConfig, partition: PartitionLimits) -> list[Problem]:
+    """Look whether limits of the health check are named after probes; the same on every partition."""
+    return check_limits(cfg.health.limits)
 
 
 def _count_nodes(cfg: RunConfig, partition: PartitionLimits) -> str:
