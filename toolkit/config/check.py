@@ -216,6 +216,9 @@ def _flags(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
         if isinstance(value, (list, dict)):
             what = f"cluster.sbatch_extra: {name} is a {'list' if isinstance(value, list) else 'mapping'}"
             yield "cluster.sbatch_extra", what, "a flag of sbatch has one value", "write it as sbatch takes it: a,b"
+        if "\\" in str(value):
+            what = f"cluster.sbatch_extra: {name} has a backslash"
+            yield "cluster.sbatch_extra", what, "sbatch takes it for an escape, also inside quotes", "leave it out"
 
 
 _SECRET = re.compile(r"(API_?KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL)", re.IGNORECASE)

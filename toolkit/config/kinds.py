@@ -84,6 +84,9 @@ class Place:
             raise ValueError(f"a path of {len(path):,} characters, with a name of {longest:,} bytes", must)
 
 
+VARIABLE = r"[A-Za-z_][A-Za-z0-9_]*"
+FLAG = r"[a-z][a-z0-9_-]*"
+
 Count = Annotated[int, Range(1, 1_000_000_000)]
 Natural = Annotated[int, Range(0, 1_000_000_000)]
 Fraction = Annotated[float, Range(0.0, 1.0)]
@@ -91,14 +94,17 @@ Positive = Annotated[float, Range(1e-12, 1e12)]
 Duration = Annotated[int, Seconds(), Range(1, 315_360_000)]
 Filled = Annotated[str, Matches(r".+", "it must not be empty")]
 PathOrUrl = Annotated[str, Place()]
-Variable = Annotated[
-    str, Matches(r"[A-Za-z_][A-Za-z0-9_]*", "a variable's name has letters, digits and _, no digit first")
-]
+Variable = Annotated[str, Matches(VARIABLE, "a variable's name has letters, digits and _, no digit first")]
 Word = Annotated[
     str, Matches(r"[^\s\\'\"]+", "a word of Slurm's has no blanks, quotes or backslashes (sbatch would lose them)")
 ]
 Memory = Annotated[str, Matches(r"\d{1,12}[KMGTkmgt]?[Bb]?", "Slurm writes memory as 500G, 512000M, or 0 for all")]
-Flag = Annotated[str, Matches(r"[a-z][a-z0-9_-]*", "a flag of sbatch is written without dashes before it: gres")]
+Flag = Annotated[str, Matches(FLAG, "a flag of sbatch is written without dashes before it: gres")]
+
+
+def has_break(text: str) -> bool:
+    """Whether a text is more than one line, or holds what is not printed."""
+    return any(unicodedata.category(character) in _BREAKS for character in text)
 
 
 def check_text(text: str) -> None:
