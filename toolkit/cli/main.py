@@ -27,7 +27,7 @@ from toolkit.plan.report import plan_text
 from toolkit.plan.search import Wish
 from toolkit.rundir import RunDir
 
-console = Console(soft_wrap=True, highlight=False)
+console = Console(soft_wrap=True, highlight=False, markup=False)
 
 
 def main(arguments: Sequence[str]) -> int:

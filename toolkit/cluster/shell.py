@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 _GUARD = (
-    'trap \'code=$?; [ $code != 0 ] || echo "error: cluster.setup ended the shell before the ranks started" >&2; '
+    'trap \'code=$?; [ $code != 0 ] || echo "error: the shell ended before the ranks started: see cluster.setup" >&2; '
     "exit $((code ? code : 2))' EXIT"
 )
 """An `exit 0` in a line of the site, or in what it sources, would be a job that is COMPLETED without a step."""

@@ -146,7 +146,7 @@ def test_a_setup_that_ends_the_shell_is_no_success(setup: str, render: Callable[
     )
     assert (place / "code" / "started").exists() == (done.returncode == 0)
     assert (done.returncode == 0) == (setup == "export A=1 \\")
-    assert ("cluster.setup ended the shell" in done.stderr) == (done.returncode == 2)
+    assert ("see cluster.setup" in done.stderr) == (done.returncode == 2)
 
 
 @pytest.mark.parametrize(
