@@ -26,7 +26,7 @@ def check_config(cfg: RunConfig, origins: Mapping[str, str]) -> list[Problem]:
 def _name(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", cfg.run.name):
         shown = repr(cfg.run.name[:40]) + ("..." if len(cfg.run.name) > 40 else "")
-        must = "a run's name is a directory: at most 128 letters, digits, '.', '_', '-', the first no sign"
+        must = "a run's name is a directory: at most 128 letters, digits, '.', '_', '-'; the first is a letter or digit"
         yield "run.name", f"run.name={shown}", must, "set run.name"
 
 
@@ -189,7 +189,7 @@ def _protection(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
 
 def _deepspeed(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
     for key, remedy in find_owned(cfg.parallel.deepspeed_extra):
-        must = "the toolkit derives it, and reckons with what it derived"
+        must = "the toolkit derives it from the keys of the run"
         yield "parallel.deepspeed_extra", f"parallel.deepspeed_extra sets {key}", must, remedy
     for key in find_shapeless(cfg.parallel.deepspeed_extra):
         what = f"parallel.deepspeed_extra: {key} holds no keys"

@@ -31,7 +31,7 @@ class _Loader(yaml.SafeLoader):
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         line = event.start_mark.line + 1
         if getattr(event, "tag", None):
-            what = f"a tag, {event.tag}"
+            what = f"a YAML tag, {event.tag}"
             raise NoDocumentError(what, "values are read by their key's type: leave out what begins with `!`", line)
         self.depth += 1
         if self.depth > _MOST_DEPTH:

@@ -13,6 +13,7 @@ from typing import Annotated
 from toolkit import storage
 
 _MOST_CHARACTERS = 100_000  # Linux takes 131,072 bytes in one argument or variable
+_VARIABLES = re.compile(r"\$(?:\$|(?P<bare>[A-Za-z_][A-Za-z0-9_]*)|\{(?P<braced>[A-Za-z_][A-Za-z0-9_]*)\})?")
 _BREAKS = {"Cc", "Cs", "Zl", "Zp"}
 """Unicode's categories of control characters, halves of surrogate pairs, and separators of lines and paragraphs."""
 
@@ -120,38 +121,36 @@ def check_text(text: str) -> None:
 
 def expand_place(text: str, mark: Place, environ: Mapping[str, str]) -> str:
     """Write out the home directories and variables in a path; ValueError where they are not known."""
+
+    def look_up(found: re.Match[str]) -> str:
+        return "$" if found[0] == "$$" else _find_value(found["bare"] or found["braced"], text, mark, environ)
+
     head, slash, rest = text.partition("/")
-    if head.startswith("~"):
-        home = os.path.expanduser(head)
-        if home.startswith("~"):
-            raise ValueError(f"{head} is no home directory", "there is no such user here", f"write ./{head} for a name")
-    else:
-        home = _fill_in(head, mark, environ)
-    expanded = home + slash + _fill_in(rest, mark, environ)
+    start = _find_home(head) if head.startswith("~") else _VARIABLES.sub(look_up, head)
+    expanded = start + slash + _VARIABLES.sub(look_up, rest)
     if expanded.startswith("~"):
         raise ValueError(f"{text} is {expanded}", "a `~` in a variable is no home directory", "write the path out")
     return expanded
 
 
-def _fill_in(text: str, mark: Place, environ: Mapping[str, str]) -> str:
-    def look_up(found: re.Match[str]) -> str:
-        name = found["bare"] or found["braced"]
-        if found[0] == "$$":
-            return "$"
-        if name is None:
-            must = "`$` stands before the name of a variable: $NAME or ${NAME}"
-            raise ValueError(f"{text} has a `$` without a name", must, "write $$ for a dollar sign")
-        if mark.is_on_nodes and re.fullmatch(r"TMP|TEMP|TMPDIR|SLURM_\w+", name):
-            must = "each node and job has its own, which is not known where the run is submitted"
-            remedy = (
-                "leave it out: the job takes $SLURM_TMPDIR, $TMPDIR or /tmp of its node (export it in cluster.setup)"
-            )
-            raise ValueError(f"{text} has ${name}", must, remedy)
-        if not environ.get(name):
-            raise ValueError(f"{text} has ${name}", "it is not set in this shell", "set it, or write the path out")
-        return environ[name]
+def _find_home(name: str) -> str:
+    home = os.path.expanduser(name)
+    if home.startswith("~"):
+        raise ValueError(f"{name} is no home directory", "there is no such user here", f"write ./{name} for a name")
+    return home
 
-    return re.sub(r"\$(?:\$|(?P<bare>[A-Za-z_][A-Za-z0-9_]*)|\{(?P<braced>[A-Za-z_][A-Za-z0-9_]*)\})?", look_up, text)
+
+def _find_value(name: str | None, text: str, mark: Place, environ: Mapping[str, str]) -> str:
+    if name is None:
+        must = "a `$` stands before the name of a variable: $NAME or ${NAME}"
+        raise ValueError(f"{text} has a `$` without a name", must, "write $$ for a dollar sign")
+    if mark.is_on_nodes and re.fullmatch(r"TMP|TEMP|TMPDIR|SLURM_\w+", name):
+        must = "each node and job has its own, which is not known where the run is submitted"
+        remedy = "leave it out: the job takes $SLURM_TMPDIR, $TMPDIR or /tmp of its node (export one in cluster.setup)"
+        raise ValueError(f"{text} has ${name}", must, remedy)
+    if not environ.get(name):
+        raise ValueError(f"{text} has ${name}", "it is not set in this shell", "set it, or write the path out")
+    return environ[name]
 
 
 def escape_place(text: str) -> str:

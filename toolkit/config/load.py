@@ -74,7 +74,7 @@ def load_config(
     types_by_key = _field_types(RunConfig)
     for file in [path, profile]:
         if file is not None:
-            _read_file(file, layers, types_by_key, above=())
+            _read_file(file, layers, types_by_key)
     for override in overrides:
         _read_override(override, layers, types_by_key)
     for key, value in (flags or {}).items():
@@ -91,7 +91,7 @@ def load_sections(path: Path, schema: type[_Sections]) -> _Sections:
         ConfigError: with all mistakes.
     """
     layers = _Layers()
-    _read_file(path, layers, _field_types(schema), above=())
+    _read_file(path, layers, _field_types(schema))
     if layers.problems:
         raise ConfigError(layers.problems)
     return _build(layers.values, schema)
@@ -156,8 +156,10 @@ def _build(values: Mapping[str, Any], schema: type[_Sections]) -> _Sections:
     return schema(**sections)
 
 
-def _read_file(path: Path, layers: _Layers, known: Mapping[str, Any], *, above: tuple[str, ...]) -> None:
-    real, asked_by = os.path.realpath(path), above[-1] if above else COMMAND_LINE
+def _read_file(
+    path: Path, layers: _Layers, known: Mapping[str, Any], *, above: tuple[str, ...] = (), asked_by: str = COMMAND_LINE
+) -> None:
+    real = os.path.realpath(path)
     if real in above:
         layers.complain(f"{path} is its own base", asked_by, "`base:` files must not form a circle")
         return
@@ -179,14 +181,15 @@ def _read_file(path: Path, layers: _Layers, known: Mapping[str, Any], *, above: 
         layers.complain("not a mapping", f"{path}:1", "the file must hold sections: `model: {...}`")
         return
     entries = _entries(root, path, layers)
-    for base in _read_bases(entries.pop(_BASE, None), path, layers):
-        _read_file(base, layers, known, above=(*above, real))
+    bases = entries.pop(_BASE, None)
+    for base in _read_bases(bases, path, layers) if bases is not None else ():
+        _read_file(base, layers, known, above=(*above, real), asked_by=_at(path, bases))
     for section, node in entries.items():
         _read_section(section, node, path, layers, known)
 
 
-def _read_bases(node: yaml.Node | None, path: Path, layers: _Layers) -> list[Path]:
-    if node is None or (isinstance(node, yaml.ScalarNode) and not node.value):
+def _read_bases(node: yaml.Node, path: Path, layers: _Layers) -> list[Path]:
+    if isinstance(node, yaml.ScalarNode) and not node.value:
         return []
     try:
         names = read_value(node, list[kinds.PathOrUrl], os.environ)
