@@ -181,22 +181,22 @@ def _read_file(
         layers.complain("not a mapping", f"{path}:1", "the file must hold sections: `model: {...}`")
         return
     entries = _entries(root, path, layers)
-    bases = entries.pop(_BASE, None)
-    for base in _read_bases(bases, path, layers) if bases is not None else ():
-        _read_file(base, layers, known, above=(*above, real), asked_by=_at(path, bases))
+    for base, origin in _read_bases(entries.pop(_BASE, None), path, layers):
+        _read_file(base, layers, known, above=(*above, real), asked_by=origin)
     for section, node in entries.items():
         _read_section(section, node, path, layers, known)
 
 
-def _read_bases(node: yaml.Node, path: Path, layers: _Layers) -> list[Path]:
-    if isinstance(node, yaml.ScalarNode) and not node.value:
+def _read_bases(node: yaml.Node | None, path: Path, layers: _Layers) -> list[tuple[Path, str]]:
+    """Give the files that a file builds on, each with where it is named."""
+    if node is None or (isinstance(node, yaml.ScalarNode) and not node.value):
         return []
     try:
         names = read_value(node, list[kinds.PathOrUrl], os.environ)
     except ValueError as error:
         layers.complain(f"{_BASE}: {error.args[0]}", _at(path, node), *error.args[1:])
         return []
-    return [Path(os.path.normpath(path.parent / name)) for name in names]
+    return [(Path(os.path.normpath(path.parent / name)), _at(path, node)) for name in names]
 
 
 def _entries(node: yaml.MappingNode, path: Path, layers: _Layers) -> dict[str, yaml.Node]:

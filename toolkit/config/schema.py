@@ -35,7 +35,8 @@ class RunSection:
     name: str = "default"
     """Name of the run: its directory under `root`, and the run that a second submit resumes."""
     root: Annotated[str, Place(may_be_url=False)] = "runs"
-    """Directory of all runs; on a cluster on a file system that every node sees."""
+    """Directory of all runs; on a cluster on a file system that every node sees. `~`, $NAME and ${NAME} in paths are
+    those of the shell that submits; $$ is a dollar sign."""
     tokens: Annotated[int, Range(1, 10**17)] = 1_000_000
     """Tokens to train on: the horizon of the schedule and the end of the run."""
     seed: Annotated[int, Range(0, 2**32 - 1)] = 0
@@ -227,7 +228,9 @@ class MonitorSection:
     """Validation samples a measurement reads, the same ones each time."""
     wandb: Literal["auto", "online", "offline", "off"] = "auto"
     """W&B mode; auto is online where a key is found, else offline (send later: toolkit sync)."""
-    wandb_project: Filled = "toolkit"
+    wandb_project: Annotated[str, Matches(r"[^/\\#?%:]{1,128}", "W&B takes 128 characters, and no / \\ # ? % :")] = (
+        "toolkit"
+    )
     """W&B project."""
     wandb_entity: Filled | None = None
     """W&B team or user. None: the default of the key."""
