@@ -97,6 +97,27 @@ def load_sections(path: Path, schema: type[_Sections]) -> _Sections:
     return _build(layers.values, schema)
 
 
+def load_mapping(path: Path) -> dict[str, Any]:
+    """Read a file of mappings whose keys no schema knows; values are what JSON has.
+
+    Raises:
+        ConfigError: it is no such file.
+    """
+    layers, found = _Layers(), dict[str, Any]()
+    try:
+        root = compose(read_text(path))
+        found = {} if root is None else read_value(root, dict[str, Any], os.environ)
+    except OSError as error:
+        layers.complain(f"{path} cannot be read: {error.strerror}", str(path))
+    except NoDocumentError as error:
+        layers.complain(error.what, f"{path}:{error.line}", error.rule)
+    except ValueError as error:
+        layers.complain(str(error.args[0]), str(path), *error.args[1:])
+    if layers.problems:
+        raise ConfigError(layers.problems)
+    return found
+
+
 def find_profile(environ: Mapping[str, str], *, home: Path, profiles_dir: Path) -> Path | None:
     """Find the site profile: $TOOLKIT_CLUSTER_PROFILE (a path, or a name in `profiles_dir`), else the user's own.
 
