@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-_MOST_BYTES = 256 << 10  # PyYAML reads about 200 KiB a second
+MOST_BYTES = 256 << 10  # PyYAML reads about 200 KiB a second
 _MOST_NODES = 100_000
 _MOST_DEPTH = 40
 
@@ -24,14 +24,16 @@ class NoDocumentError(Exception):
 class _Loader(yaml.SafeLoader):
     """Composes nodes: no tags, and not deeper than the readers of nodes may recurse."""
 
-    depth = 0
+    def __init__(self, text: str, above: int) -> None:
+        super().__init__(text)
+        self.depth = above
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """Compose a node and those below it."""
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         line = event.start_mark.line + 1
         if getattr(event, "tag", None):
-            what = f"a YAML tag, {event.tag}"
+            what = f"a YAML tag, {event.tag[:60]}"
             raise NoDocumentError(what, "values are read by their key's type: leave out what begins with `!`", line)
         self.depth += 1
         if self.depth > _MOST_DEPTH:
@@ -53,10 +55,10 @@ def read_text(path: Path) -> str:
         os.close(number)
         raise NoDocumentError(f"{path} is no regular file", "a configuration is read from a file")
     with open(number, "rb") as file:
-        content = file.read(_MOST_BYTES + 1)
-    if len(content) > _MOST_BYTES:
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
         raise NoDocumentError(
-            f"more than {_MOST_BYTES >> 10} KiB", "no configuration is so large: is it the right file?"
+            f"more than {MOST_BYTES >> 10} KiB", "no configuration is so large: is it the right file?"
         )
     try:
         return content.decode("utf-8")
@@ -66,14 +68,18 @@ def read_text(path: Path) -> str:
         raise NoDocumentError(f"not UTF-8 ({byte})", "a configuration is text: convert the file", line) from None
 
 
-def compose(text: str) -> yaml.Node | None:
+def compose(text: str, *, above: int = 0) -> yaml.Node | None:
     """Turn YAML into a tree of nodes whose keys are scalars; None: there is nothing in it.
+
+    Args:
+        text: a document.
+        above: nodes that it will stand in when it is written to a file.
 
     Raises:
         NoDocumentError: it is not YAML, or more than a configuration holds.
     """
     try:
-        root: yaml.Node | None = yaml.compose(text, Loader=_Loader)
+        root: yaml.Node | None = _Loader(text, above).get_single_node()
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise NoDocumentError(f"not YAML: {error.problem or error.context}", "correct the syntax", line) from None
@@ -83,7 +89,7 @@ def compose(text: str) -> yaml.Node | None:
         raise NoDocumentError(what, "YAML holds printable text", line) from None
     except (ValueError, OverflowError) as error:  # of numbers in escapes and directives, which PyYAML does not look at
         raise NoDocumentError(f"not YAML: {error}", "correct the syntax", 1) from None
-    for count, (node, depth) in enumerate(_walk(root)):
+    for count, (node, depth) in enumerate(_walk(root, above)):
         line = node.start_mark.line + 1
         if depth > _MOST_DEPTH:
             raise _too_deep(line)
@@ -100,9 +106,9 @@ def _too_deep(line: int) -> NoDocumentError:
     return NoDocumentError(what, "no configuration is nested so deeply", line)
 
 
-def _walk(root: yaml.Node | None) -> Iterator[tuple[yaml.Node, int]]:
+def _walk(root: yaml.Node | None, above: int) -> Iterator[tuple[yaml.Node, int]]:
     """Give all nodes with their depth, those of an alias wherever it stands."""
-    waiting = [] if root is None else [(root, 1)]
+    waiting = [] if root is None else [(root, above + 1)]
     while waiting:
         node, depth = waiting.pop()
         yield node, depth

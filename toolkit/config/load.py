@@ -17,7 +17,7 @@ from typing import Any, TypeVar, get_type_hints
 import yaml
 
 from toolkit.config import kinds
-from toolkit.config.document import NoDocumentError, compose, read_text
+from toolkit.config.document import MOST_BYTES, NoDocumentError, compose, read_text
 from toolkit.config.schema import RunConfig, to_dict
 from toolkit.config.values import is_plain, read_value, write_places
 from toolkit.errors import ConfigError, Problem
@@ -47,6 +47,7 @@ class _Layers:
     origins: dict[str, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     num_files: int = 0
+    num_characters: int = 0
 
     def complain(self, what: str, origin: str, rule: str = "", remedy: str = "") -> None:
         self.problems.append(Problem(f"{what}  [{origin}]", rule, remedy))
@@ -81,7 +82,13 @@ def load_config(
         layers.values[key], layers.origins[key] = value, COMMAND_LINE
     if layers.problems:
         raise ConfigError(layers.problems)
-    return Loaded(_build(layers.values, RunConfig), {key: layers.origins.get(key, "default") for key in types_by_key})
+    config = _build(layers.values, RunConfig)
+    if layers.num_characters > MOST_BYTES // 8 and len(dump_config(config).encode()) > MOST_BYTES:
+        layers.complain(
+            f"more than {MOST_BYTES >> 10} KiB when it is written out", str(path), "a job could not read it"
+        )
+        raise ConfigError(layers.problems)
+    return Loaded(config, {key: layers.origins.get(key, "default") for key in types_by_key})
 
 
 def load_sections(path: Path, schema: type[_Sections]) -> _Sections:
@@ -189,7 +196,9 @@ def _read_file(
         layers.complain(f"more than {_MOST_FILES} files", asked_by, "no configuration has so many `base:` files")
         raise ConfigError(layers.problems)
     try:
-        root = compose(read_text(path))
+        text = read_text(path)
+        layers.num_characters += len(text)
+        root = compose(text)
     except OSError as error:
         layers.complain(f"{path} cannot be read: {error.strerror}", asked_by, "a configuration file must exist")
         return
@@ -244,12 +253,13 @@ def _read_section(section: str, node: yaml.Node, path: Path, layers: _Layers, kn
 
 
 def _read_override(text: str, layers: _Layers, known: Mapping[str, Any]) -> None:
+    layers.num_characters += len(text)
     key, equals, value = text.partition("=")
     if not equals:
         layers.complain(f"{text!r} is no setting", COMMAND_LINE, "a setting is written key.path=value")
         return
     try:
-        node = compose(value) or yaml.ScalarNode("tag:yaml.org,2002:str", "")
+        node = compose(value, above=2) or yaml.ScalarNode("tag:yaml.org,2002:str", "")
     except NoDocumentError as error:
         layers.complain(f"{_say(key)}: {error.what}", COMMAND_LINE, error.rule, "quote the value if it is a text")
         return

@@ -189,6 +189,21 @@ def test_a_date_and_the_like_in_deepspeed_extra_are_text_that_json_can_hold() ->
     assert json.loads(json.dumps(expected)) == expected
 
 
+@pytest.mark.parametrize("depth", range(34, 42))
+def test_what_is_nested_as_deeply_as_it_may_be_comes_back(depth: int, tmp_path: Path) -> None:
+    loaded = take(None, f"parallel.deepspeed_extra={{a: {'[' * depth}{']' * depth}}}")
+    assert (loaded is not None) == (depth <= 37)
+    assert_comes_back(loaded, tmp_path)
+
+
+@pytest.mark.parametrize("letter", ["a", "\ufeff"])
+def test_what_is_as_large_as_it_may_be_comes_back(letter: str, tmp_path: Path) -> None:
+    (tmp_path / "large.yaml").write_text(f"cluster:\n  env: {{A: '{letter * 80_000}'}}\n", encoding="utf-8")
+    loaded = take(tmp_path / "large.yaml")
+    assert (loaded is not None) == (letter == "a")
+    assert_comes_back(loaded, tmp_path)
+
+
 def test_a_base_that_is_no_file_of_its_own_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to("loop")

@@ -68,7 +68,7 @@ def _check_python(context: Context) -> list[Finding]:
     said = say_versions(own)
     if not section.setup and not section.env:
         return [ok("environment", f"{said} in {context.prefix}")]
-    fault = _find_fault(section.setup, environ=environ_for_job(context.environ, pass_env=section.pass_env))
+    fault = _find_fault(section.setup)
     if fault:
         what, reason = f"cluster.setup is no bash: {fault}", "the script of the job would end there"
         return [refuse("environment", what, reason, "mend cluster.setup")]
@@ -109,10 +109,11 @@ def _write_script(setup: list[str], env: Mapping[str, str], python: Path) -> str
     )
 
 
-def _find_fault(setup: list[str], *, environ: Mapping[str, str]) -> str:
+def _find_fault(setup: list[str]) -> str:
     """Let bash read the lines without running them; give what it finds wrong."""
     command = ["bash", "-n", "-c", "\n".join(setup)]
-    said = subprocess.run(command, env=dict(environ), capture_output=True, text=True, errors="replace", check=False)
+    # bash reads BASH_ENV even so, and runs it
+    said = subprocess.run(command, env={}, capture_output=True, text=True, errors="replace", check=False)
     return _last_line(said.stderr).removeprefix("bash: -c: ")
 
 
