@@ -28,6 +28,7 @@ COMMAND_LINE = "command line"
 _BASE = "base"
 _TEXT = "tag:yaml.org,2002:str"
 _MOST_FILES = 100
+_LONGEST = 400  # characters of what is told of a value
 _SHOWN = 100  # characters of a word that is no key
 
 
@@ -50,7 +51,8 @@ class _Layers:
     num_characters: int = 0
 
     def complain(self, what: str, origin: str, rule: str = "", remedy: str = "") -> None:
-        self.problems.append(Problem(f"{what}  [{origin}]", rule, remedy))
+        shown = what if len(what) <= _LONGEST else f"{what[:_LONGEST]}..."
+        self.problems.append(Problem(f"{shown}  [{origin}]", rule, remedy))
 
 
 def load_config(

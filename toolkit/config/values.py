@@ -99,6 +99,8 @@ def _is_bare(node: yaml.Node) -> bool:
 def _items(node: yaml.Node) -> list[yaml.Node]:
     if isinstance(node, yaml.MappingNode):
         raise ValueError("a list is wanted: [a, b]")
+    if _is_bare(node) and node.value in {"null", "~"}:
+        raise ValueError(f"{node.value} is no list", "an empty one is []", "quote it if it is meant")
     return list(node.value) if isinstance(node, yaml.SequenceNode) else [node]  # one value is a list of one
 
 

@@ -56,6 +56,11 @@ def test_a_value_is_read_by_its_declared_type(setting: str, value: Any) -> None:
         ("tokens_per_step=3", "did you mean batch.tokens_per_step"),
         ("cluster.time_limit=soon", "no time"),
         ("nodes", "key.path=value"),
+        ("run.name=null", "null is no text"),
+        ("data.source=~", "~ is no list"),
+        ("data.source=", "it is empty"),
+        ("cluster.env=null", "a mapping is wanted"),
+        ("monitor.wandb_project=a/b", "W&B takes"),
     ],
 )
 def test_a_mistake_is_told_in_words(setting: str, message: str) -> None:
