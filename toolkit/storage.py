@@ -289,7 +289,11 @@ class _LocalWriter(io.FileIO):
     """A local file whose trouble (a full disk) is told with its name."""
 
     def __init__(self, url: str) -> None:
-        super().__init__(local_path(url), "wb")
+        try:
+            super().__init__(local_path(url), "wb")
+        except FileNotFoundError as error:  # its directory has gone, or takes no files (/proc)
+            reason = "its directory takes no files, or has just gone"
+            raise StorageError(f"{url} cannot be written\n  {reason}\n  write it to another directory") from error
         self._url = url
 
     def write(self, data: Any) -> int:

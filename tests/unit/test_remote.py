@@ -143,6 +143,11 @@ def test_a_full_disk_is_told_with_the_name_of_the_file() -> None:
         file.write(b"x" * (2 << 20))
 
 
+def test_a_directory_that_takes_no_files_is_told_with_the_name_of_the_file() -> None:
+    with pytest.raises(StorageError, match="/proc/x cannot be written"):
+        storage.open_file("/proc/x", "wb")
+
+
 def test_a_local_error_is_not_tried_again(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="file/below"):

@@ -11,9 +11,10 @@ from rich.console import Console
 
 from toolkit.cli import cluster, follow, nodes, rehearse, show
 from toolkit.cli import plan as planning
+from toolkit.cli.amounts import amount, count, duration
 from toolkit.cli.findings import print_findings
 from toolkit.cluster.base import JobState
-from toolkit.config.load import Loaded, find_profile, load_config, parse_seconds
+from toolkit.config.load import Loaded, find_profile, load_config
 from toolkit.errors import EXIT_DONE, EXIT_USAGE, RunError, ToolkitError
 from toolkit.launch import submit
 from toolkit.launch.halt import halt
@@ -26,7 +27,7 @@ from toolkit.plan.report import plan_text
 from toolkit.plan.search import Wish
 from toolkit.rundir import RunDir
 
-console = Console(soft_wrap=True, highlight=False)
+console = Console(soft_wrap=True, highlight=False, markup=False)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -64,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_json(status)
     logs = _add(verbs, "logs", _logs, "print what a rank said")
     logs.add_argument("run", help="name of a run")
-    logs.add_argument("--rank", type=int, default=0, help="rank (default: %(default)s)")
+    logs.add_argument("--rank", type=count, default=0, help="rank (default: %(default)s)")
     logs.add_argument("--follow", action="store_true", help="go on printing until the job ends")
     cluster.add_verbs(verbs)
     nodes.add_verbs(verbs)
@@ -91,9 +92,9 @@ def _parser() -> argparse.ArgumentParser:
     generate = _add(verbs, "generate", _generate, "continue a text with the newest checkpoint of a run")
     generate.add_argument("run", help="name of a run")
     generate.add_argument("--prompt", required=True, help="text to continue")
-    generate.add_argument("--tokens", type=int, default=64, help="tokens to add at most (default: %(default)s)")
-    generate.add_argument("--temperature", type=float, default=0.8, help="0: the likeliest (default: %(default)s)")
-    generate.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
+    generate.add_argument("--tokens", type=count, default=64, help="tokens to add at most (default: %(default)s)")
+    generate.add_argument("--temperature", type=amount, default=0.8, help="0: the likeliest (default: %(default)s)")
+    generate.add_argument("--seed", type=count, default=0, help="of the draws (default: %(default)s)")
     for verb in (status, logs, stop, cancel, resume, sync, upload, generate):
         verb.add_argument("--root", type=Path, default=Path("runs"), help="directory of runs (default: %(default)s)")
     return parser
@@ -131,9 +132,9 @@ def _add_plan(verbs: Any) -> None:
         "--gpu", metavar="KIND", help="kind of GPU to plan for: h100, a100-40, ... (default: the cluster's)"
     )
     plan.add_argument(
-        "--deadline", type=parse_seconds, metavar="T", help="find the fewest nodes that finish in time: 36h, 5d"
+        "--deadline", type=duration, metavar="T", help="find the fewest nodes that finish in time: 36h, 5d"
     )
-    plan.add_argument("--budget", type=float, metavar="H", help="find the nodes that finish soonest for H GPU-hours")
+    plan.add_argument("--budget", type=amount, metavar="H", help="find the nodes that finish soonest for H GPU-hours")
     plan.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw time and memory over numbers of nodes")
     plan.add_argument("--calibration", action="store_true", help="show what plans here are corrected by")
     _add_json(plan)

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from toolkit.cli.amounts import amount
 from toolkit.cli.show import print_json
 from toolkit.errors import EXIT_DONE, EXIT_REFUSED, RunError, ToolkitError
 from toolkit.health.verdicts import ALL, Verdict
@@ -29,7 +30,7 @@ def add_verbs(verbs: Any) -> None:
     nodes.add_argument("act", nargs="?", choices=["add", "remove"], help="leave a node out, or take it back in")
     nodes.add_argument("node", nargs="?", help="name of the node, as the scheduler writes it")
     nodes.add_argument("--reason", help="with add: why")
-    nodes.add_argument("--hours", type=float, default=24.0, help="with add: for how long (default: %(default)g)")
+    nodes.add_argument("--hours", type=amount, default=24.0, help="with add: for how long (default: %(default)g)")
     text = "show what a health check found (sbatch/health.sbatch); exit code 3 when a node is bad"
     health = verbs.add_parser("health", help=text, description=text[0].upper() + text[1:] + ".")
     health.set_defaults(verb=_health)

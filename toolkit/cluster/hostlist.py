@@ -5,35 +5,48 @@ Source: Slurm 22.05, scontrol(1), show hostnames; names with several brackets ar
 
 import re
 from collections.abc import Iterable, Iterator
-from itertools import groupby, product
+from itertools import chain, groupby, islice, product
+
+from toolkit.errors import ClusterError
+
+_MOST = 200_000
 
 
 def expand_nodes(text: str) -> list[str]:
-    """Expand the short form: `node[1-2,5],head` -> node1, node2, node5, head."""
+    """Expand the short form: `node[1-2,5],head` -> node1, node2, node5, head.
+
+    Raises:
+        ClusterError: it names more nodes than there can be.
+    """
     if text in ("", "(null)"):
         return []
-    return [name for part in re.findall(r"(?:[^,\[\]\s]|\[[^\]]*\])+", text) for name in _expand_one(part)]
+    parts = re.findall(r"(?:[^,\[\]\s]|\[[^\]]*\])+", text)
+    names = list(islice(chain.from_iterable(map(_expand_one, parts)), _MOST + 1))
+    if len(names) > _MOST:
+        what, must = f"{text[:80]} names more than {_MOST:,} nodes", "no cluster has so many"
+        raise ClusterError(f"{what}\n  {must}\n  name the nodes that are meant")
+    return names
 
 
 def _expand_one(text: str) -> Iterator[str]:
     pieces = re.findall(r"\[([^\]]*)\]|([^\[\]]+)", text)
-    choices = [list(_expand_numbers(inside)) if inside else [plain] for inside, plain in pieces]
+    choices = [list(islice(_expand_numbers(inside), _MOST + 1)) if inside else [plain] for inside, plain in pieces]
     return ("".join(words) for words in product(*choices))
 
 
 def _expand_numbers(inside: str) -> Iterator[str]:
     for piece in inside.split(","):
         first, _, last = piece.partition("-")
-        if not (first.isdigit() and (last or first).isdigit()):
+        if not re.fullmatch(r"[0-9]+-?[0-9]*", piece):
             yield piece
             continue
-        for number in range(int(first), int(last or first) + 1):
+        for number in range(int(first[-18:]), int((last or first)[-18:]) + 1):
             yield f"{number:0{len(first)}d}"
 
 
 def shorten_nodes(names: Iterable[str]) -> str:
     """Write names in the short form: node1, node2, head -> head,node[1-2]."""
-    split = [re.fullmatch(r"(.*?)(\d*)", name).groups() for name in dict.fromkeys(names)]  # type: ignore[union-attr]
+    split = [re.fullmatch(r"(.*?)([0-9]{0,18})", name).groups() for name in dict.fromkeys(names)]  # type: ignore[union-attr]
     padded = {stem for stem, digits in split if digits.startswith("0")}
     numbered: dict[tuple[str, int], list[int]] = {}
     for stem, digits in split:

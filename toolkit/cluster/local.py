@@ -24,6 +24,7 @@ from toolkit.cluster.base import JobState, JobStatus, QueuedJob, View, check_sig
 from toolkit.cluster.environment import environ_for_job
 from toolkit.cluster.jobfiles import START_S, is_running, read_spec, read_state, write_state
 from toolkit.cluster.partitions import GpuGroup, Node, NodeLoad, PartitionLimits
+from toolkit.cluster.shell import write_setup
 from toolkit.cluster.spec import JobSpec
 from toolkit.errors import ClusterError
 
@@ -41,13 +42,13 @@ class LocalCluster:
 
     def render(self, spec: JobSpec) -> str:
         """Write the script of a task, or of the epilogue; the controller sets the variables of Slurm before it."""
-        exports = [f"export {name}={shlex.quote(value)}" for name, value in spec.env.items()]
-        lines = ["#!/bin/bash", "set -euo pipefail", f"cd {shlex.quote(str(spec.work_dir))}"]
+        lines = ["#!/bin/bash", "set -e", f"cd {shlex.quote(str(spec.work_dir))}"]
         line = spec.epilogue_line
         # as in sbatch/tasks.sh: the job may be told to end while the epilogue starts
         shield = ["if [ \"${1:-}\" = epilogue ]; then trap '' TERM; fi"] if line else []
         after = [f'if [ "${{1:-}}" = epilogue ]; then exec {line} "$2"; fi'] if line else []
-        return "\n".join([*lines, *shield, *exports, *spec.setup, *after, f"exec {spec.command_line}", ""])
+        ready = [*write_setup(spec.setup, spec.env), "set -u"]
+        return "\n".join([*lines, *shield, *ready, *after, f"exec {spec.command_line}", ""])
 
     def check(self, spec: JobSpec) -> str:
         """Take anything of bearable size; it starts at once."""

@@ -6,7 +6,7 @@ the script; its renderer is pure. It leaves out --requeue, --kill-on-bad-exit, t
 Source: submitit 1.5.4, slurm/slurm.py; Slurm 22.05.
 """
 
-import re
+import itertools
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 from toolkit.cluster.hostlist import shorten_nodes
 from toolkit.cluster.marks import write_comment
+from toolkit.cluster.shell import write_setup
 from toolkit.cluster.spec import JobSpec
 
 _RANK_LOG = "@RANK_LOG@"
@@ -63,13 +64,13 @@ def render_script(spec: JobSpec) -> str:
             *spec.srun_extra,
         ],
     )
+    head, mark, srun = text.rpartition("\nsrun ")
+    assert mark, "submitit's script has no srun line"
     # submitit's own file of each task; srun would take the later one all the same
-    text = text.replace(f" --output {shlex.quote(f'{spec.log_dir}/{_TASK_LOG}')}", "", 1)
-    text = _apply_extra(text, _add_mark(spec))
+    srun = srun.replace(f" --output {shlex.quote(f'{spec.log_dir}/{_TASK_LOG}')}", "", 1)
     # srun's file names know the job's id but not how often it was requeued; submitit quotes variables.
-    rank_log = f"{_attempt_logs(_escape(spec.log_dir))}/%t.out"
-    epilogue_log = f"{_attempt_logs(str(spec.log_dir))}/epilogue.out"
-    return _add_epilogue(text.replace(_RANK_LOG, rank_log), spec, log=epilogue_log)
+    srun = srun.replace(_RANK_LOG, f"{_attempt_logs(_escape(spec.log_dir))}/%t.out", 1)
+    return _apply_extra(f"{head}\n{_end(f'srun {srun}', spec)}", _add_mark(spec))
 
 
 def _add_mark(spec: JobSpec) -> dict[str, Any]:
@@ -80,14 +81,13 @@ def _add_mark(spec: JobSpec) -> dict[str, Any]:
     return extra
 
 
-def _add_epilogue(text: str, spec: JobSpec, *, log: str) -> str:
-    """Let srun's end not be the script's, and run what comes after it."""
+def _end(srun: str, spec: JobSpec) -> str:
+    """Let srun's end not be the script's where something comes after it."""
     if not spec.epilogue:
-        return text
-    head, mark, srun = text.rpartition("\nsrun ")
-    assert mark, "submitit's script has no srun line"
+        return srun
+    log = f"{_attempt_logs(str(spec.log_dir))}/epilogue.out"
     after = f'{spec.epilogue_line} "$code" >>{log} 2>&1'
-    return f"{head}\nsource sbatch/tasks.sh\nrun_tasks srun {srun.rstrip()}\n\n# epilogue\n{after}\n"
+    return f"source sbatch/tasks.sh\nrun_tasks {srun.rstrip()}\n\n# epilogue\n{after}\n"
 
 
 def _parameters(spec: JobSpec) -> dict[str, object]:
@@ -117,22 +117,21 @@ def _apply_extra(text: str, extra: Mapping[str, Any]) -> str:
     gone = {*given, *(flag for flag, others in _INSTEAD.items() if others & set(wanted))}
     if "gpu" in str(wanted.get("gres", "")):
         gone.add("gpus-per-node")
-    lines = text.splitlines(keepends=True)
+    lines = text.split("\n")
     first = next(index for index, line in enumerate(lines) if line.startswith(_FLAG))
-    last = first + sum(line.startswith(_FLAG) for line in lines)
-    kept = [line for line in lines[first:last] if re.split("[=\n]", line.removeprefix(_FLAG))[0] not in gone]
+    flags = list(itertools.takewhile(lambda line: line.startswith(_FLAG), lines[first:]))
+    kept = [line for line in flags if line.removeprefix(_FLAG).partition("=")[0] not in gone]
     added = [
-        f"{_FLAG}{name}\n" if value is True else f"{_FLAG}{name}={shlex.quote(str(value))}\n"
+        f"{_FLAG}{name}" if value is True else f"{_FLAG}{name}={shlex.quote(str(value))}"
         for name, value in wanted.items()
     ]
-    return "".join([*lines[:first], *sorted([*kept, *added]), *lines[last:]])
+    return "\n".join([*lines[:first], *sorted([*kept, *added]), *lines[first + len(flags) :]])
 
 
 def _setup(spec: JobSpec) -> list[str]:
-    exports = [f"export {name}={shlex.quote(value)}" for name, value in spec.env.items()]
     # -u comes after the site's lines: the scripts behind `module` read variables that are not set
     lines = ["set -u", "source sbatch/env.sh", f"mkdir -p {_attempt_logs(str(spec.log_dir))}"]
-    return ["set -eo pipefail", *exports, *spec.setup, *lines]
+    return [*write_setup(spec.setup, spec.env), *lines]
 
 
 def _attempt_logs(log_dir: str) -> str:

@@ -1,5 +1,6 @@
 """A job as it is asked for: values only, so that it can be rendered and compared."""
 
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -8,8 +9,14 @@ from typing import Any
 
 from toolkit.cluster.hostlist import expand_nodes
 from toolkit.cluster.partitions import PartitionLimits
+from toolkit.config.kinds import FLAG, VARIABLE, has_break
 from toolkit.config.schema import ClusterSection
+from toolkit.errors import ClusterError
 
+_FLAGS = (
+    *("name", "partition", "account", "qos", "reservation", "constraint", "gpu_type", "mem_per_node", "dependency"),
+    *("log_dir", "work_dir"),
+)
 ARRAY_TASK = "@ARRAY_TASK@"
 """Stands in a job's command for the index of the array's task."""
 
@@ -71,16 +78,38 @@ class JobSpec:
     what has happened.
     """
 
+    def __post_init__(self) -> None:
+        """Hold what would add a line to the script, or run, when it is written into one.
+
+        sbatch reads quotes in the script as bash does, but takes a backslash for an escape inside of them too.
+
+        Source: Slurm, src/sbatch/opt.c, _get_argument.
+        """
+        flags = {name: getattr(self, name) for name in _FLAGS} | dict(self.sbatch_extra)
+        flags["exclude"] = ",".join(self.exclude)
+        for name, value in flags.items():
+            _hold(name, str(value), not has_break(str(value)) and "\\" not in str(value), "a flag of sbatch")
+        for name in self.sbatch_extra:
+            _hold("sbatch_extra", name, re.fullmatch(FLAG, name), "the name of a flag")
+        for name in self.env:
+            _hold("env", name, re.fullmatch(VARIABLE, name), "the name of a variable")
+
     @property
     def command_line(self) -> str:
         """Write the command for bash, quoted; an array's index is looked up when the task starts."""
-        return shlex.join(self.command).replace(ARRAY_TASK, '"$SLURM_ARRAY_TASK_ID"')
+        words = ['"$SLURM_ARRAY_TASK_ID"' if word == ARRAY_TASK else shlex.quote(word) for word in self.command]
+        return " ".join(words)
 
     @property
     def epilogue_line(self) -> str:
         """Write the epilogue for bash, quoted, without its last argument."""
         assert not (self.epilogue and self.array), "the tasks of an array end one by one: there is no end of all"
         return shlex.join(self.epilogue)
+
+
+def _hold(key: str, text: str, holds: object, what: str) -> None:
+    if not holds:
+        raise ClusterError(f"{key}: {text!r} cannot be {what}\n  it would break the job's script\n  set another value")
 
 
 def make_spec(

@@ -1,11 +1,14 @@
 """Rules that cross sections: each a function with its reason, silent while what it needs is open."""
 
-import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping
 
+from toolkit.config.kinds import Place
+from toolkit.config.owned import find_owned, find_shapeless, owner_of
 from toolkit.config.schema import RunConfig
 from toolkit.errors import Problem
+
+_SHOWN = 10  # numbers of nodes that would do
 
 _Rule = Callable[[RunConfig], Iterator[tuple[str, str, str, str]]]
 """Gives (key whose origin is shown, what is, what must hold, what to do)."""
@@ -21,15 +24,31 @@ def check_config(cfg: RunConfig, origins: Mapping[str, str]) -> list[Problem]:
 
 
 def _name(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", cfg.run.name):
-        must = "a run's name is a directory: letters, digits, '.', '_', '-'"
-        yield "run.name", f"run.name={cfg.run.name!r}", must, "set run.name"
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", cfg.run.name):
+        shown = repr(cfg.run.name[:40]) + ("..." if len(cfg.run.name) > 40 else "")
+        must = "a run's name is a directory: at most 128 letters, digits, '.', '_', '-'; the first is a letter or digit"
+        yield "run.name", f"run.name={shown}", must, "set run.name"
 
 
-def _root(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
+def _places(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
+    """Look at paths again: they have been made absolute, and may have taken something from the directory one is in."""
+    named = [("run.root", cfg.run.root), ("data.path", cfg.data.path), ("checkpoint.dir", cfg.checkpoint.dir)]
+    named += [("data.mixture", path) for path in cfg.data.mixture]
+    named += [("data.source", path) for path in cfg.data.source]
+    for key, path in named:
+        if path is not None:
+            try:
+                Place().check(path)
+            except ValueError as error:
+                yield (
+                    key,
+                    f"{key}: {error.args[0]}",
+                    error.args[1],
+                    "set another path, or submit from another directory",
+                )
     # measured on Slurm 22.05: --output loses backslashes; blanks, quotes and all else that is printed are taken
-    if re.search(r"[\\\x00-\x1f\x7f]", cfg.run.root):
-        must = "Slurm drops backslashes from the paths of logs, and takes no line breaks and other control characters"
+    if "\\" in cfg.run.root:
+        must = "Slurm drops backslashes from the paths of logs"
         yield "run.root", f"run.root={cfg.run.root!r}", must, "set run.root to a directory without them"
 
 
@@ -79,7 +98,8 @@ def _layout(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
         yield "parallel.stages", what, "every stage needs a block", "use fewer parallel.stages"
     if cfg.cluster.gpus_per_node is not None and cfg.world_size % stages:
         what = f"parallel.stages={stages} on {cfg.cluster.nodes} nodes x {cfg.cluster.gpus_per_node} GPUs"
-        fitting = ", ".join(str(n) for n in range(1, cfg.world_size + 1) if cfg.world_size % n == 0)
+        most = min(cfg.world_size, cfg.model.num_hidden_layers)
+        fitting = ", ".join(str(n) for n in range(1, most + 1) if cfg.world_size % n == 0)
         yield "parallel.stages", what, "stages must divide the number of GPUs", f"stages that do: {fitting}"
     if stages > 1 and zero_stage in {2, 3}:
         what = f"parallel.zero_stage={zero_stage} cannot run with parallel.stages={stages}"
@@ -115,19 +135,23 @@ def _batch(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
     if cfg.samples_per_step % unit:
         micro_batch = f" x micro_batch {cfg.batch.micro_batch}" if cfg.batch.micro_batch else ""
         what = f"{cfg.samples_per_step} samples a step on {cfg.replicas} replicas{micro_batch}"
-        fitting = [nodes for nodes in range(1, 2 * cfg.cluster.nodes + 1) if _divides(cfg, nodes=nodes)]
         near = -(-cfg.samples_per_step // unit) * unit * seq_len
         must = "each replica runs the same number of micro-batches, and the batch stays when the nodes change"
-        nodes = f"--nodes that do: {', '.join(map(str, fitting))}; or " if fitting else ""
+        fitting = ", ".join(map(str, _fitting_nodes(cfg)))
+        nodes = f"--nodes that do: {fitting}; or " if fitting else ""
         yield "batch.tokens_per_step", what, must, f"{nodes}set batch.tokens_per_step={near} for a new run"
 
 
-def _divides(cfg: RunConfig, *, nodes: int) -> bool:
-    """Whether so many nodes make whole pipelines that share a step's micro-batches evenly."""
-    other = dataclasses.replace(cfg, cluster=dataclasses.replace(cfg.cluster, nodes=nodes))
-    if other.world_size % (cfg.parallel.stages or 1):
-        return False
-    return cfg.samples_per_step % (other.replicas * (cfg.batch.micro_batch or 1)) == 0
+def _fitting_nodes(cfg: RunConfig) -> list[int]:
+    """Give the numbers of nodes, nearest to the one asked for, that share a step's micro-batches evenly."""
+    stages, wanted = cfg.parallel.stages or 1, cfg.cluster.nodes
+    ranks_per_node = cfg.world_size // wanted
+    fitting = []
+    for nodes in range(1, 2 * wanted + 1):
+        replicas, rest = divmod(nodes * ranks_per_node, stages)
+        if not rest and cfg.samples_per_step % (replicas * (cfg.batch.micro_batch or 1)) == 0:
+            fitting.append(nodes)
+    return sorted(sorted(fitting, key=lambda nodes: abs(nodes - wanted))[:_SHOWN])
 
 
 def _cache(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
@@ -163,6 +187,40 @@ def _protection(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
         yield "parallel.deepspeed_extra", what, must, "leave it on"
 
 
+def _deepspeed(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
+    for key, remedy in find_owned(cfg.parallel.deepspeed_extra):
+        must = "the toolkit derives it from the keys of the run"
+        yield "parallel.deepspeed_extra", f"parallel.deepspeed_extra sets {key}", must, remedy
+    for key in find_shapeless(cfg.parallel.deepspeed_extra):
+        what = f"parallel.deepspeed_extra: {key} holds no keys"
+        yield "parallel.deepspeed_extra", what, "DeepSpeed reads a section there", f"write {key}: {{name: value}}"
+
+
+def _variables(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
+    for name in cfg.cluster.env:
+        owner = owner_of(name)
+        if owner is not None:
+            yield "cluster.env", f"cluster.env sets {name}", *owner
+
+
+def _setup(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
+    for line in cfg.cluster.setup:
+        # a redirection of the shell itself (exec 2>&1) goes on; `exit 1` may stand inside an `if`
+        if re.match(r"\s*(exit(\s+0)?\s*([;#]|$)|exec\s+[^\s\d<>&{])", line):
+            what, must = f"cluster.setup has {line.strip()!r}", "the job would end there, before its ranks start"
+            yield "cluster.setup", what, must, "leave the line out; a command needs no exec"
+
+
+def _flags(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
+    for name, value in cfg.cluster.sbatch_extra.items():
+        if isinstance(value, (list, dict)):
+            what = f"cluster.sbatch_extra: {name} is a {'list' if isinstance(value, list) else 'mapping'}"
+            yield "cluster.sbatch_extra", what, "a flag of sbatch has one value", "write it as sbatch takes it: a,b"
+        if "\\" in str(value):
+            what = f"cluster.sbatch_extra: {name} has a backslash"
+            yield "cluster.sbatch_extra", what, "sbatch takes it for an escape, also inside quotes", "leave it out"
+
+
 _SECRET = re.compile(r"(API_?KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL)", re.IGNORECASE)
 
 
@@ -179,7 +237,7 @@ def _secrets(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
 
 _RULES: tuple[_Rule, ...] = (
     _name,
-    _root,
+    _places,
     _model,
     _datasets,
     _source,
@@ -189,5 +247,9 @@ _RULES: tuple[_Rule, ...] = (
     _cache,
     _horizon,
     _protection,
+    _deepspeed,
+    _variables,
+    _setup,
+    _flags,
     _secrets,
 )

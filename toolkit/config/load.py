@@ -7,24 +7,29 @@ Scalars are read from their text by the declared type, so that `5e5` is a whole 
 
 import dataclasses
 import difflib
+import math
 import os
-import re
-import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import yaml
 
-from toolkit.config.schema import Range, RunConfig, Seconds, to_dict
+from toolkit.config import kinds
+from toolkit.config.document import MOST_BYTES, NoDocumentError, compose, read_text
+from toolkit.config.schema import RunConfig, to_dict
+from toolkit.config.values import is_plain, read_value, write_places
 from toolkit.errors import ConfigError, Problem
 
 _Sections = TypeVar("_Sections")
 
 COMMAND_LINE = "command line"
 _BASE = "base"
-_NULLS = {"null", "~", "None", "none"}
+_TEXT = "tag:yaml.org,2002:str"
+_MOST_FILES = 100
+_LONGEST = 400  # characters of what is told of a value
+_SHOWN = 100  # characters of a word that is no key
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +47,12 @@ class _Layers:
     values: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    num_files: int = 0
+    num_characters: int = 0
 
-    def complain(self, what: str, origin: str, rule: str, remedy: str = "") -> None:
-        self.problems.append(Problem(f"{what}  [{origin}]", rule, remedy))
+    def complain(self, what: str, origin: str, rule: str = "", remedy: str = "") -> None:
+        shown = what if len(what) <= _LONGEST else f"{what[:_LONGEST]}..."
+        self.problems.append(Problem(f"{shown}  [{origin}]", rule, remedy))
 
 
 def load_config(
@@ -69,14 +77,20 @@ def load_config(
     types_by_key = _field_types(RunConfig)
     for file in [path, profile]:
         if file is not None:
-            _read_file(file, layers, types_by_key, above=())
+            _read_file(file, layers, types_by_key)
     for override in overrides:
         _read_override(override, layers, types_by_key)
     for key, value in (flags or {}).items():
         layers.values[key], layers.origins[key] = value, COMMAND_LINE
     if layers.problems:
         raise ConfigError(layers.problems)
-    return Loaded(_build(layers.values, RunConfig), {key: layers.origins.get(key, "default") for key in types_by_key})
+    config = _build(layers.values, RunConfig)
+    if layers.num_characters > MOST_BYTES // 8 and len(dump_config(config).encode()) > MOST_BYTES:
+        layers.complain(
+            f"more than {MOST_BYTES >> 10} KiB when it is written out", str(path), "a job could not read it"
+        )
+        raise ConfigError(layers.problems)
+    return Loaded(config, {key: layers.origins.get(key, "default") for key in types_by_key})
 
 
 def load_sections(path: Path, schema: type[_Sections]) -> _Sections:
@@ -86,10 +100,31 @@ def load_sections(path: Path, schema: type[_Sections]) -> _Sections:
         ConfigError: with all mistakes.
     """
     layers = _Layers()
-    _read_file(path, layers, _field_types(schema), above=())
+    _read_file(path, layers, _field_types(schema))
     if layers.problems:
         raise ConfigError(layers.problems)
     return _build(layers.values, schema)
+
+
+def load_mapping(path: Path) -> dict[str, Any]:
+    """Read a file of mappings whose keys no schema knows; values are what JSON has.
+
+    Raises:
+        ConfigError: it is no such file.
+    """
+    layers, found = _Layers(), dict[str, Any]()
+    try:
+        root = compose(read_text(path))
+        found = {} if root is None else read_value(root, dict[str, Any], os.environ)
+    except OSError as error:
+        layers.complain(f"{path} cannot be read: {error.strerror}", str(path))
+    except NoDocumentError as error:
+        layers.complain(error.what, f"{path}:{error.line}", error.rule)
+    except ValueError as error:
+        layers.complain(str(error.args[0]), str(path), *error.args[1:])
+    if layers.problems:
+        raise ConfigError(layers.problems)
+    return found
 
 
 def find_profile(environ: Mapping[str, str], *, home: Path, profiles_dir: Path) -> Path | None:
@@ -101,19 +136,37 @@ def find_profile(environ: Mapping[str, str], *, home: Path, profiles_dir: Path) 
     named = environ.get("TOOLKIT_CLUSTER_PROFILE")
     if named:
         candidates = [Path(named), profiles_dir / f"{named}.yaml"]
-        found = next((candidate for candidate in candidates if candidate.is_file()), None)
+        found = next((candidate for candidate in candidates if os.path.isfile(candidate)), None)
         if found is None:
             names = ", ".join(sorted(file.stem for file in profiles_dir.glob("*.yaml")))
             what = f"TOOLKIT_CLUSTER_PROFILE={named} is no file and no profile"
             raise ConfigError([Problem(what, f"profiles here: {names}", "correct it or unset it")])
         return found
     own = home / ".config" / "toolkit" / "cluster.yaml"
-    return own if own.is_file() else None
+    return own if os.path.isfile(own) else None
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what would be read as something else without."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Write every value where it stands."""
+        return True
+
+
+_Dumper.add_representer(
+    str, lambda dumper, text: dumper.represent_scalar(_TEXT, text, style=None if is_plain(text) else '"')
+)
 
 
 def dump_config(cfg: RunConfig) -> str:
     """Write YAML that loads back equal."""
-    return yaml.safe_dump(to_dict(cfg), sort_keys=False, allow_unicode=True)
+    types_by_key = _field_types(RunConfig)
+    sections = {
+        section: {name: write_places(value, types_by_key[f"{section}.{name}"]) for name, value in fields.items()}
+        for section, fields in to_dict(cfg).items()
+    }
+    return yaml.dump(sections, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=math.inf)
 
 
 def _field_types(schema: type) -> dict[str, Any]:
@@ -133,19 +186,26 @@ def _build(values: Mapping[str, Any], schema: type[_Sections]) -> _Sections:
     return schema(**sections)
 
 
-def _read_file(path: Path, layers: _Layers, known: Mapping[str, Any], *, above: tuple[Path, ...]) -> None:
-    if path.resolve() in above:
-        layers.complain(f"{path} is its own base", str(above[-1]), "`base:` files must not form a circle")
+def _read_file(
+    path: Path, layers: _Layers, known: Mapping[str, Any], *, above: tuple[str, ...] = (), asked_by: str = COMMAND_LINE
+) -> None:
+    real = os.path.realpath(path)
+    if real in above:
+        layers.complain(f"{path} is its own base", asked_by, "`base:` files must not form a circle")
         return
+    layers.num_files += 1
+    if layers.num_files > _MOST_FILES:
+        layers.complain(f"more than {_MOST_FILES} files", asked_by, "no configuration has so many `base:` files")
+        raise ConfigError(layers.problems)
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        text = read_text(path)
+        layers.num_characters += len(text)
+        root = compose(text)
     except OSError as error:
-        origin = str(above[-1]) if above else COMMAND_LINE
-        layers.complain(f"{path} cannot be read: {error.strerror}", origin, "a configuration file must exist")
+        layers.complain(f"{path} cannot be read: {error.strerror}", asked_by, "a configuration file must exist")
         return
-    except yaml.YAMLError as error:
-        line = error.problem_mark.line + 1 if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark else 1
-        layers.complain(f"not YAML: {getattr(error, 'problem', error)}", f"{path}:{line}", "correct the syntax")
+    except NoDocumentError as error:
+        layers.complain(error.what, f"{path}:{error.line}", error.rule)
         return
     if root is None:
         return
@@ -153,19 +213,29 @@ def _read_file(path: Path, layers: _Layers, known: Mapping[str, Any], *, above: 
         layers.complain("not a mapping", f"{path}:1", "the file must hold sections: `model: {...}`")
         return
     entries = _entries(root, path, layers)
-    base = entries.pop(_BASE, None)
-    names = [] if base is None else base.value if isinstance(base, yaml.SequenceNode) else [base]
-    for name in names:
-        _read_file(Path(os.path.normpath(path.parent / str(name.value))), layers, known, above=(*above, path.resolve()))
+    for base, origin in _read_bases(entries.pop(_BASE, None), path, layers):
+        _read_file(base, layers, known, above=(*above, real), asked_by=origin)
     for section, node in entries.items():
         _read_section(section, node, path, layers, known)
+
+
+def _read_bases(node: yaml.Node | None, path: Path, layers: _Layers) -> list[tuple[Path, str]]:
+    """Give the files that a file builds on, each with where it is named."""
+    if node is None or (isinstance(node, yaml.ScalarNode) and not node.value):
+        return []
+    try:
+        names = read_value(node, list[kinds.PathOrUrl], os.environ)
+    except ValueError as error:
+        layers.complain(f"{_BASE}: {error.args[0]}", _at(path, node), *error.args[1:])
+        return []
+    return [(Path(os.path.normpath(path.parent / name)), _at(path, node)) for name in names]
 
 
 def _entries(node: yaml.MappingNode, path: Path, layers: _Layers) -> dict[str, yaml.Node]:
     entries: dict[str, yaml.Node] = {}
     for key, value in node.value:
         if key.value in entries:
-            layers.complain(f"{key.value} is given twice", _at(path, key), "a key may stand once")
+            layers.complain(f"{_say(key.value)} is given twice", _at(path, key), "a key may stand once")
         entries[key.value] = value
     return entries
 
@@ -173,7 +243,8 @@ def _entries(node: yaml.MappingNode, path: Path, layers: _Layers) -> dict[str, y
 def _read_section(section: str, node: yaml.Node, path: Path, layers: _Layers, known: Mapping[str, Any]) -> None:
     sections = sorted({key.split(".")[0] for key in known})
     if section not in sections:
-        layers.complain(f"unknown section {section}", _at(path, node), *_suggest(section, [*sections, _BASE, *known]))
+        what = f"unknown section {_say(section)}"
+        layers.complain(what, _at(path, node), *_suggest(section, [*sections, _BASE, *known]))
     elif isinstance(node, yaml.ScalarNode) and not node.value:
         return  # an empty section
     elif not isinstance(node, yaml.MappingNode):
@@ -184,30 +255,39 @@ def _read_section(section: str, node: yaml.Node, path: Path, layers: _Layers, kn
 
 
 def _read_override(text: str, layers: _Layers, known: Mapping[str, Any]) -> None:
+    layers.num_characters += len(text)
     key, equals, value = text.partition("=")
     if not equals:
         layers.complain(f"{text!r} is no setting", COMMAND_LINE, "a setting is written key.path=value")
         return
     try:
-        node = yaml.compose(value, Loader=yaml.SafeLoader) or yaml.ScalarNode("tag:yaml.org,2002:str", "")
-    except yaml.YAMLError:
-        layers.complain(f"{text!r} has a value that is not YAML", COMMAND_LINE, "quote the value")
+        node = compose(value, above=2) or yaml.ScalarNode("tag:yaml.org,2002:str", "")
+    except NoDocumentError as error:
+        layers.complain(f"{_say(key)}: {error.what}", COMMAND_LINE, error.rule, "quote the value if it is a text")
         return
     _take(key, node, COMMAND_LINE, layers, known)
 
 
 def _take(key: str, node: yaml.Node, origin: str, layers: _Layers, known: Mapping[str, Any]) -> None:
     if key not in known:
-        layers.complain(f"unknown key {key}", origin, *_suggest(key, list(known)))
+        layers.complain(f"unknown key {_say(key)}", origin, *_suggest(key, list(known)))
         return
     try:
-        layers.values[key] = _parse(node, known[key])
+        layers.values[key] = read_value(node, known[key], os.environ)
         layers.origins[key] = origin
     except ValueError as error:
-        layers.complain(f"{key}: {error}", origin, "", "")
+        layers.complain(f"{key}: {error.args[0]}", origin, *error.args[1:])
+
+
+def _say(word: str) -> str:
+    """Write a word that may be anything, so that it stays on its line."""
+    shown = word if word.isprintable() else repr(word)
+    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
 
 
 def _suggest(key: str, known: Sequence[str]) -> tuple[str, str]:
+    if len(key) > _SHOWN:
+        return "no key is so long", ""
     last = key.rpartition(".")[2]
     same_name = [name for name in known if name.rpartition(".")[2] == last]
     close = same_name or difflib.get_close_matches(key, known, n=1, cutoff=0.6)
@@ -219,100 +299,6 @@ def _suggest(key: str, known: Sequence[str]) -> tuple[str, str]:
     sections = [name.partition(".")[0] for name in known]
     siblings = [name for name, section in zip(known, sections, strict=True) if section == key.partition(".")[0]]
     return f"there are: {', '.join(siblings or dict.fromkeys(sections))}", ""
-
-
-def _parse(node: yaml.Node, declared: Any) -> Any:
-    """Read a node as the declared type; ValueError says what is wrong."""
-    if get_origin(declared) in (Union, types.UnionType):
-        inner, *others = (part for part in get_args(declared) if part is not type(None))
-        if type(None) in get_args(declared) and _is_null(node):
-            return None
-        words = [word for part in others for word in get_args(part)]  # `Count | Literal["auto"]`
-        return _text(node) if words and _text(node) in words else _parse(node, inner)
-    if get_origin(declared) is Annotated:
-        base, *marks = get_args(declared)
-        seconds = any(isinstance(mark, Seconds) for mark in marks)
-        value = parse_seconds(_text(node)) if seconds else _parse(node, base)
-        for mark in marks:
-            _check_range(value, mark)
-        return value
-    if get_origin(declared) is Literal:
-        text = _text(node)
-        if text not in get_args(declared):
-            raise ValueError(f"{text!r} is none of {', '.join(get_args(declared))}")
-        return text
-    if get_origin(declared) in (list, dict):
-        return _parse_collection(node, declared)
-    return _parse_scalar(_text(node), declared)
-
-
-def _is_null(node: yaml.Node) -> bool:
-    return isinstance(node, yaml.ScalarNode) and not node.style and node.value in {*_NULLS, ""}
-
-
-def _parse_collection(node: yaml.Node, declared: Any) -> Any:
-    arguments = get_args(declared)
-    if get_origin(declared) is list:
-        if isinstance(node, yaml.MappingNode):
-            raise ValueError("a list is wanted: [a, b]")
-        items = node.value if isinstance(node, yaml.SequenceNode) else [node]  # one value is a list of one
-        return [_parse(item, arguments[0]) for item in items]
-    if not isinstance(node, yaml.MappingNode):
-        raise ValueError("a mapping is wanted: {key: value}")
-    if arguments[1] is Any:
-        return yaml.safe_load(yaml.serialize(node))
-    names = [key.value for key, _ in node.value]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"{', '.join(twice)} is given twice")
-    return {key.value: _parse(value, arguments[1]) for key, value in node.value}
-
-
-def _text(node: yaml.Node) -> str:
-    if not isinstance(node, yaml.ScalarNode):
-        raise ValueError("one value is wanted, not a list or mapping")
-    return str(node.value)
-
-
-def _parse_scalar(text: str, declared: Any) -> Any:
-    if declared is str:
-        return text
-    if declared is bool:
-        words = {"true": True, "false": False, "yes": True, "no": False, "on": True, "off": False}
-        if text.lower() not in words:
-            raise ValueError(f"{text!r} is neither true nor false")
-        return words[text.lower()]
-    try:
-        number = float(text.replace("_", ""))
-    except ValueError:
-        raise ValueError(f"{text!r} is no number") from None
-    if declared is int:
-        if number != int(number):
-            raise ValueError(f"{text} is no whole number")
-        return int(text.replace("_", "")) if re.fullmatch(r"[-+]?[\d_]+", text) else int(number)
-    return number
-
-
-def parse_seconds(text: str) -> int:
-    """Read a time as it may be written in a configuration; ValueError says what is wrong."""
-    unit = re.fullmatch(r"(\d+)\s*([smhd]?)", text)
-    if unit:
-        return int(unit[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[unit[2]]
-    clock = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d+)(?::(\d+))?", text)
-    if clock is None:
-        raise ValueError(f"{text!r} is no time; write 90, 30m, 12h, 2d, 12:30:00 or 1-12:00:00")
-    days, first, second, third = (int(part or 0) for part in clock.groups())
-    if clock[4] is None and clock[1] is None:  # Slurm reads MM:SS
-        return first * 60 + second
-    return days * 86400 + first * 3600 + second * 60 + third
-
-
-def _check_range(value: Any, mark: Any) -> None:
-    if isinstance(mark, Range):
-        if mark.low is not None and value < mark.low:
-            raise ValueError(f"{value} is less than {mark.low:g}")
-        if mark.high is not None and value > mark.high:
-            raise ValueError(f"{value} is more than {mark.high:g}")
 
 
 def _at(path: Path, node: yaml.Node) -> str:

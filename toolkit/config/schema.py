@@ -9,26 +9,24 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from toolkit import storage
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """Bounds of a number, both inclusive; `None` leaves a side open."""
-
-    low: float | None = None
-    high: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Seconds:
-    """Marks a whole number of seconds that may be written `90`, `30m`, `12h`, `2d`, `1-12:00:00`."""
-
-
-Count = Annotated[int, Range(1)]
-Natural = Annotated[int, Range(0)]
-Fraction = Annotated[float, Range(0.0, 1.0)]
-Positive = Annotated[float, Range(1e-12)]
-Duration = Annotated[int, Seconds(), Range(1)]
+from toolkit.config.kinds import (
+    PROJECT,
+    Count,
+    Duration,
+    Filled,
+    Flag,
+    Fraction,
+    Lines,
+    Matches,
+    Memory,
+    Natural,
+    PathOrUrl,
+    Place,
+    Positive,
+    Range,
+    Variable,
+    Word,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,11 +35,12 @@ class RunSection:
 
     name: str = "default"
     """Name of the run: its directory under `root`, and the run that a second submit resumes."""
-    root: str = "runs"
-    """Directory of all runs; on a cluster on a file system that every node sees."""
-    tokens: Count = 1_000_000
+    root: Annotated[str, Place(may_be_url=False)] = "runs"
+    """Directory of all runs; on a cluster on a file system that every node sees. `~`, $NAME and ${NAME} in paths are
+    those of the shell that submits; $$ is a dollar sign."""
+    tokens: Annotated[int, Range(1, 10**17)] = 1_000_000
     """Tokens to train on: the horizon of the schedule and the end of the run."""
-    seed: Natural = 0
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
     """Seed of initial weights and data order."""
 
 
@@ -49,17 +48,17 @@ class RunSection:
 class ModelSection:
     """A Llama, in the words of Hugging Face's LlamaConfig."""
 
-    hidden_size: Count = 256
+    hidden_size: Annotated[int, Range(1, 1_000_000)] = 256
     """Width of the residual stream."""
-    intermediate_size: Count = 688
+    intermediate_size: Annotated[int, Range(1, 10_000_000)] = 688
     """Inner width of the gated feed-forward part."""
-    num_hidden_layers: Count = 4
+    num_hidden_layers: Annotated[int, Range(1, 10_000)] = 4
     """Number of blocks."""
-    num_attention_heads: Count = 4
+    num_attention_heads: Annotated[int, Range(1, 100_000)] = 4
     """Query heads; divides hidden_size."""
-    num_key_value_heads: Count | None = None
+    num_key_value_heads: Annotated[int, Range(1, 100_000)] | None = None
     """Key and value heads (grouped-query attention); divides num_attention_heads. None: as many as query heads."""
-    vocab_size: Count = 4096
+    vocab_size: Annotated[int, Range(1, 100_000_000)] = 4096
     """Rows of the embedding; at least the tokenizer's."""
     rope_theta: Positive = 10_000.0
     """Base of the rotary position angles."""
@@ -85,18 +84,18 @@ class ModelSection:
 class DataSection:
     """Which tokens are read, and how they are cut into samples."""
 
-    path: str | None = "data/python-docs"
+    path: PathOrUrl | None = "data/python-docs"
     """Token dataset: a directory (or URL) with a manifest.json, made by data_prep/tokenize_corpus.py. None where
     `mixture` names several."""
-    mixture: dict[str, Positive] = field(default_factory=dict)
+    mixture: dict[PathOrUrl, Positive] = field(default_factory=dict)
     """Token datasets that are read together, {path: weight}: samples are drawn in proportion to the weights, which are
     any positive numbers; each dataset goes through epochs of its own."""
-    source: list[str] = field(default_factory=list)
+    source: list[PathOrUrl] = field(default_factory=list)
     """Text that the dataset is made from before the run when it is not there: files, directories, URLs, datasets:NAME.
     Named on the command line without data.path, it gets a place of its own in data/."""
-    tokenizer: str | None = None
+    tokenizer: PathOrUrl | None = None
     """What turns `source` into tokens: a tokenizer.json (also a URL), a directory with one, or a name on the Hub."""
-    column: str = "text"
+    column: Filled = "text"
     """Field of a record of `source` that holds the text."""
     validation: Annotated[float, Range(1e-6, 0.5)] = 0.01
     """Part of the documents of `source` that goes to the validation split."""
@@ -104,7 +103,7 @@ class DataSection:
     """Tokens a sample; free at training time, whatever the shards are."""
     shuffle: bool = True
     """Read samples in a pseudo-random order, another one each epoch; else in the order of the corpus."""
-    cache_dir: str | None = None
+    cache_dir: Annotated[str, Place(is_on_nodes=True)] | None = None
     """Directory on a disk of each node; copies of remote shards go to a folder of the user's own in it.
     None: $SLURM_TMPDIR, $TMPDIR or /tmp."""
     cache_gib: Positive | None = None
@@ -125,21 +124,21 @@ class DataSection:
 class OptimSection:
     """AdamW with warm-up and cosine decay."""
 
-    peak_lr: Positive = 3e-4
+    peak_lr: Annotated[float, Range(1e-12, 1e3)] = 3e-4
     """Learning rate at the end of the warm-up."""
     min_lr_ratio: Fraction = 0.1
     """Learning rate at the end of the run, as a part of peak_lr."""
-    warmup_tokens: Natural = 0
+    warmup_tokens: Annotated[int, Range(0, 10**17)] = 0
     """Tokens over which the learning rate rises linearly from 0."""
-    weight_decay: Annotated[float, Range(0.0)] = 0.1
+    weight_decay: Annotated[float, Range(0.0, 1e3)] = 0.1
     """Decoupled weight decay, on matrices only (not on norms)."""
-    beta1: Fraction = 0.9
+    beta1: Annotated[float, Range(0.0, below=1.0)] = 0.9
     """Decay of the running mean of gradients."""
-    beta2: Fraction = 0.95
+    beta2: Annotated[float, Range(0.0, below=1.0)] = 0.95
     """Decay of the running mean of squared gradients."""
-    eps: Positive = 1e-8
+    eps: Annotated[float, Range(1e-30, 1.0)] = 1e-8
     """Added to the root of the second moment."""
-    clip_norm: Annotated[float, Range(0.0)] = 1.0
+    clip_norm: Annotated[float, Range(0.0, 1e12)] = 1.0
     """Largest global gradient norm; 0 switches clipping off."""
 
 
@@ -147,7 +146,7 @@ class OptimSection:
 class ParallelSection:
     """The layout: ranks = stages x replicas."""
 
-    stages: Count | None = None
+    stages: Annotated[int, Range(1, 10_000)] | None = None
     """Pipeline stages; divides the number of GPUs. None: the planner decides."""
     zero_stage: Annotated[int, Range(0, 3)] | None = None
     """ZeRO stage of the optimizer; 2 and 3 only with one pipeline stage. None: the planner decides."""
@@ -165,9 +164,9 @@ class ParallelSection:
 class BatchSection:
     """The global batch: given in tokens, the same on any number of GPUs."""
 
-    tokens_per_step: Count = 16_384
+    tokens_per_step: Annotated[int, Range(1, 10**12)] = 16_384
     """Tokens of one optimizer step over all replicas; a multiple of data.seq_len."""
-    micro_batch: Count | None = None
+    micro_batch: Annotated[int, Range(1, 1_000_000)] | None = None
     """Samples a replica runs at once. None: the planner decides."""
 
 
@@ -182,7 +181,7 @@ class CheckpointSection:
     """Newest checkpoints that are kept."""
     keep_every: Count | None = None
     """Besides, keep the checkpoints whose step is a multiple of this. None: none."""
-    dir: str | None = None
+    dir: PathOrUrl | None = None
     """Directory of checkpoints. None: checkpoints/ in the run directory. A URL (hdfs://...): there too, copied from the
     run directory in the background, and restored from there when they are gone here."""
 
@@ -214,7 +213,7 @@ class FaultsSection:
     drill_step: Count | None = None
     """After this step the run stops once as at its time limit: it saves, is requeued and goes on. A rehearsal sets it.
     None: it is not drilled."""
-    straggler_ratio: Annotated[float, Range(1.01)] = 1.3
+    straggler_ratio: Annotated[float, Range(1.01, 1e6)] = 1.3
     """A rank is named slow where it computes so many times as long as the median of those with the same layers."""
 
 
@@ -231,9 +230,9 @@ class MonitorSection:
     wandb: Literal["auto", "online", "offline", "off"] = "auto"
     """W&B mode; auto is what WANDB_MODE (or WANDB_DISABLED) says in the shell that submits, else online where a key is
     found, else offline (send later: toolkit sync)."""
-    wandb_project: str | None = None
+    wandb_project: Annotated[str, PROJECT] | None = None
     """W&B project. None: $WANDB_PROJECT, else `toolkit`."""
-    wandb_entity: str | None = None
+    wandb_entity: Filled | None = None
     """W&B team or user. None: $WANDB_ENTITY, else the default of the key."""
     tensorboard: bool = False
     """Also write TensorBoard event files."""
@@ -245,53 +244,55 @@ class ClusterSection:
 
     scheduler: Literal["auto", "slurm", "local"] = "auto"
     """auto takes Slurm where sbatch is found, else emulated nodes on this machine."""
-    nodes: Count = 1
+    nodes: Annotated[int, Range(1, 100_000)] = 1
     """Nodes of the job."""
-    gpus_per_node: Count | None = None
+    gpus_per_node: Annotated[int, Range(1, 1_000)] | None = None
     """Ranks a node. None: as many GPUs as the partition's nodes have; 1 on emulated nodes."""
-    gpu_type: str | None = None
+    gpu_type: Word | None = None
     """Kind of GPU: the planner reckons with it, and of several kinds in a partition the job gets this one. cpu: ranks
     run on CPU, and no GPU is asked for. None: read from the cluster; of several kinds the one there is most of."""
     time_limit: Duration | None = None
     """Wall time of one job (30m, 12h, 2-00:00:00). None: the partition's maximum; where it has none, no limit."""
-    partition: str | None = None
+    partition: Word | None = None
     """Partition, or several with commas. None: the cluster's default, or the only one that you may use."""
-    account: str | None = None
+    account: Word | None = None
     """Account that is charged. None: the user's default."""
-    qos: str | None = None
+    qos: Word | None = None
     """Quality of service. None: the default."""
-    reservation: str | None = None
+    reservation: Word | None = None
     """Reservation whose nodes the job uses. None: none."""
     requeue: bool = True
     """Whether Slurm may start a job again under its number. false, where a site forbids it: the run goes on in new
     jobs, each handed in behind the one before."""
-    constraint: str | None = None
+    constraint: Word | None = None
     """Node features that are required. None: any."""
-    exclude: list[str] = field(default_factory=list)
+    exclude: list[Word] = field(default_factory=list)
     """Nodes never to use: names, or Slurm's short form (n[01-16])."""
-    cpus_per_task: Count | None = None
+    cpus_per_task: Annotated[int, Range(1, 100_000)] | None = None
     """CPUs a rank. None: the node's CPUs shared out among its ranks."""
-    mem_per_node: str | None = None
+    mem_per_node: Memory | None = None
     """Memory a node in Slurm's words (500G, 0 for all). None: the site's default, or more where the run needs more."""
-    signal_delay_s: Count = 120
+    signal_delay_s: Annotated[int, Range(1, 65_535)] = 120
     """Seconds before the time limit at which the scheduler warns the job. The run stops just in time for a save, from
     what saves took; as long as none was measured, this is what it keeps for one."""
     max_requeues: Natural = 100
     """Restarts that the run may use up by itself after a submission."""
     max_fruitless: Count = 3
     """Attempts in a row that may fail without getting further, before the run is left FAILED."""
-    setup: list[str] = field(default_factory=list)
+    setup: Annotated[list[str], Lines()] = field(default_factory=list)
     """Shell lines run on each job's first node before the ranks start (module load ...). The gate tries them where the
     run is submitted, if they do no more than to change the shell's environment."""
-    env: dict[str, str] = field(default_factory=dict)
+    env: dict[Variable, str] = field(default_factory=dict)
     """Environment variables for every rank. Never a secret: they are written to the script."""
-    pass_env: list[str] = field(default_factory=list)
+    pass_env: list[Annotated[str, Matches(r"[^\s=]+", "it is the name of a variable, or its beginning and *")]] = field(
+        default_factory=list
+    )
     """Variables of the submitting shell that the job gets too: names, or beginnings (NCCL_*). Their values are written
     nowhere. PATH, modules, conda, keys and addresses (WANDB_*, HF_*, HADOOP_*, proxies) need not be named."""
-    sbatch_extra: dict[str, Any] = field(default_factory=dict)
+    sbatch_extra: dict[Flag, Any] = field(default_factory=dict)
     """Further #SBATCH flags, name without dashes; true for a flag without a value, null or false takes away one of ours
     ({gres: "gpu:8", gpus-per-node: null})."""
-    srun_extra: list[str] = field(default_factory=list)
+    srun_extra: list[Filled] = field(default_factory=list)
     """Further srun arguments."""
 
 

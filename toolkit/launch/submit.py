@@ -22,7 +22,7 @@ from toolkit.launch.gate.checks import raise_refusals, refuse_unknown, run_check
 from toolkit.launch.gate.context import Context
 from toolkit.launch.gate.finding import Finding
 from toolkit.launch.gate.host import ask_for_memory
-from toolkit.launch.gate.mistakes import check_partition, refuse_foreign_checkpoint
+from toolkit.launch.gate.mistakes import check_health, check_partition, check_root, refuse_foreign_checkpoint
 from toolkit.launch.gate.mounts import MOUNT_TABLE, read_mounts
 from toolkit.launch.halt import refuse_live
 from toolkit.launch.identity import original_of, refuse_shared_checkpoints
@@ -120,7 +120,7 @@ def look_around(loaded: Loaded, site: Site, *, accept: Sequence[str] = ()) -> Co
         RunError: the run is live already.
     """
     cluster = open_cluster(loaded.config.cluster.scheduler, state_dir=state_dir(Path(loaded.config.run.root)))
-    cfg, partition = _fill(loaded, cluster, checks=(check_partition,))
+    cfg, partition = _fill(loaded, cluster, checks=(check_root, check_partition, check_health))
     run_dir = RunDir(Path(cfg.run.root) / cfg.run.name)
     refuse_live(run_dir, accept=accept)
     plan, too_large = _plan(cfg, site, cluster)

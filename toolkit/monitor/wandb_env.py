@@ -9,7 +9,9 @@ Source: wandb 0.31, env.py; WANDB_DISABLED as transformers reads it, which made 
 from collections.abc import Mapping
 from dataclasses import replace
 
+from toolkit.config.kinds import PROJECT
 from toolkit.config.schema import MonitorSection
+from toolkit.errors import ConfigError, Problem
 
 DEFAULT_PROJECT = "toolkit"
 _MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "off"}
@@ -24,13 +26,17 @@ _OURS = {
 
 
 def fill_monitor(section: MonitorSection, environ: Mapping[str, str]) -> MonitorSection:
-    """Take the mode, project and team from the shell where the configuration leaves them open."""
+    """Take the mode, project and team from the shell where the configuration leaves them open.
+
+    Raises:
+        ConfigError: the shell names a project that cannot be one.
+    """
     found = _find_mode(environ)
     mode = found[1] if section.wandb == "auto" and found is not None else section.wandb
     return replace(
         section,
         wandb=mode,  # type: ignore[arg-type]
-        wandb_project=section.wandb_project or environ.get("WANDB_PROJECT") or DEFAULT_PROJECT,
+        wandb_project=section.wandb_project or _find_project(environ),
         wandb_entity=section.wandb_entity or environ.get("WANDB_ENTITY") or None,
     )
 
@@ -56,6 +62,15 @@ def tell_shell(section: MonitorSection, environ: Mapping[str, str]) -> str:
             said.append(_compare(f"{name}={environ[name]}", environ[name] == value, f"monitor.{key}={value}"))
     said += [f"{name} is not heeded ({ours} decides)" for name, ours in _OURS.items() if environ.get(name)]
     return "; ".join(said)
+
+
+def _find_project(environ: Mapping[str, str]) -> str:
+    project = environ.get("WANDB_PROJECT") or DEFAULT_PROJECT
+    try:
+        PROJECT.check(project)
+    except ValueError as error:
+        raise ConfigError([Problem(f"WANDB_PROJECT={project}", PROJECT.must, "set monitor.wandb_project")]) from error
+    return project
 
 
 def _find_mode(environ: Mapping[str, str]) -> tuple[str, str] | None:

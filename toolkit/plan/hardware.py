@@ -1,13 +1,12 @@
 """What the planner reckons with of each kind of GPU, and of the wires between them."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from toolkit.config.load import load_mapping
 from toolkit.errors import ConfigError, Problem
 
 
@@ -283,6 +282,7 @@ _GIVEN = {  # word of the file: (field of Hardware, factor)
     "reduce_gb_per_s": ("network", 1e9),
     "based_on": ("name", 0.0),
 }
+_BY_NODES = {"gather_gb_per_s", "reduce_gb_per_s"}
 _WHOLE = {"memory_bytes", "gpus_per_node"}
 _OPTIONAL = {name for name, (field, _) in _GIVEN.items() if field in {"network", "name"} or field.endswith("_part")}
 
@@ -294,13 +294,12 @@ def read_hardware(path: Path) -> dict[str, Hardware]:
     `network_gb_per_s` (all ports of a node) with measured `gather_gb_per_s` and `reduce_gb_per_s`: {nodes: GB/s}.
 
     Raises:
-        ConfigError: a word that is not known, or one that is missing.
+        ConfigError: a word that is not known, one that is missing, or one that is no rate or size.
     """
     if not path.is_file():
         return {}
-    told = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     problems: list[Problem] = []
-    devices = {name: _describe(str(name), words, path, problems) for name, words in told.items()}
+    devices = {name: _describe(name, words, path, problems) for name, words in load_mapping(path).items()}
     if problems:
         raise ConfigError(problems)
     return devices
@@ -318,12 +317,36 @@ def _describe(name: str, words: Any, path: Path, problems: list[Problem]) -> Har
         rule = f"a device is told in {', '.join(_GIVEN)}"
         problems.append(Problem(what, rule, f"mend it, or add based_on: one of {', '.join(_TABLE)}"))
         return CPU
+    mistakes = [Problem(f"{path}: {name}: {said}", must, "mend it") for said, must in _find_mistakes(words)]
+    if mistakes:
+        problems += mistakes
+        return CPU
     told: dict[str, Any] = {"name": name, "network": _describe_network(words, (base or _H100).network)}
     for word, value in words.items():
         field, factor = _GIVEN[word]
         if factor and field != "network":
             told[field] = int(float(value) * factor) if field in _WHOLE else float(value) * factor
     return replace(base or _H100, **told)
+
+
+def _find_mistakes(words: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Give the words whose values cannot be, each with what must hold."""
+    for word, value in words.items():
+        if word == "based_on":
+            continue
+        if word == "network":
+            if value not in NETWORKS:
+                yield f"network: {value}", f"known networks: {', '.join(NETWORKS)}"
+        elif word in _BY_NODES:
+            points = value if isinstance(value, dict) else {"": value}
+            if not all(re.fullmatch(r"[0-9]{1,6}", nodes) and _is_rate(rate) for nodes, rate in points.items()):
+                yield f"{word}: {value}", "it is {nodes: GB/s}, numbers above 0"
+        elif not _is_rate(value):
+            yield f"{word}: {value}", "it is a number above 0"
+
+
+def _is_rate(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 1e-6 <= value <= 1e9
 
 
 def _describe_network(words: Mapping[str, Any], default: Network) -> Network:

@@ -3,6 +3,7 @@
 import pytest
 
 from toolkit.cluster.hostlist import expand_nodes, shorten_nodes
+from toolkit.errors import ClusterError
 
 
 @pytest.mark.parametrize(
@@ -30,3 +31,9 @@ def test_the_short_form_means_the_same_nodes() -> None:
     names = [f"rack{rack}n{node:02d}" for rack in (1, 2) for node in range(1, 13)] + ["n1", "n10", "n100", "m01", "m1"]
     assert sorted(expand_nodes(shorten_nodes(names))) == sorted(names)
     assert shorten_nodes(f"n{index:03d}" for index in range(600)) == "n[000-599]"
+
+
+@pytest.mark.parametrize("text", ["n[0-99999999999999999999]", "a[0-9999]b[0-9999]", f"n[1-{'9' * 5000}]"])
+def test_more_nodes_than_there_can_be_are_refused_at_once(text: str) -> None:
+    with pytest.raises(ClusterError, match="more than 200,000 nodes"):
+        expand_nodes(text)

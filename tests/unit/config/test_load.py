@@ -56,6 +56,11 @@ def test_a_value_is_read_by_its_declared_type(setting: str, value: Any) -> None:
         ("tokens_per_step=3", "did you mean batch.tokens_per_step"),
         ("cluster.time_limit=soon", "no time"),
         ("nodes", "key.path=value"),
+        ("run.name=null", "null is no text"),
+        ("data.source=~", "~ is no list"),
+        ("data.source=", "it is empty"),
+        ("cluster.env=null", "a mapping is wanted"),
+        ("monitor.wandb_project=a/b", "W&B takes"),
     ],
 )
 def test_a_mistake_is_told_in_words(setting: str, message: str) -> None:
@@ -130,6 +135,19 @@ def test_every_config_loads_and_comes_back_from_its_dump(path: Path, tmp_path: P
         (["data.path=null"], "a run reads tokens"),
         (["parallel.deepspeed_extra={compute_grad_norm: false}"], "leave out a step that is not finite"),
         (["parallel.deepspeed_extra={bf16: {check_grad_overflow: false}}"], "leave out a step that is not finite"),
+        (["parallel.deepspeed_extra={train_batch_size: 7}"], "set batch.tokens_per_step"),
+        (["parallel.deepspeed_extra={zero_optimization: {stage: 9}}"], "set parallel.zero_stage"),
+        (["parallel.deepspeed_extra={fp16: {enabled: true}}"], "set parallel.precision"),
+        (["parallel.deepspeed_extra={optimizer: {type: Adam}}"], "set the keys of optim"),
+        (["parallel.deepspeed_extra={zero_optimization: big}"], "zero_optimization holds no keys"),
+        (["parallel.deepspeed_extra={zero_optimization: {offload_param: cpu}}"], "offload_param holds no keys"),
+        (["cluster.env={SLURM_PROCID: 0}"], "Slurm tells each rank"),
+        (["cluster.env={MASTER_ADDR: a}"], "each attempt of a job sets its own"),
+        (["cluster.env={BASH_ENV: a}"], "bash acts on it"),
+        (["cluster.setup=[module load a, exit 0]"], "the job would end there"),
+        (["cluster.setup=[exec true]"], "the job would end there"),
+        (["cluster.sbatch_extra={gres: [a, b]}"], "a flag of sbatch has one value"),
+        ([f"run.name={'a' * 5000}"], "at most 128 letters"),
         (["cluster.nodes=3", "parallel.stages=1", "batch.tokens_per_step=4096"], "--nodes that do: 1, 2, 4"),
         (["checkpoint.keep_every=7", "checkpoint.save_every=auto"], "only steps that are saved"),
     ],
@@ -139,3 +157,24 @@ def test_a_contradiction_is_refused_with_its_reason(settings: list[str], message
     text = "\n".join(map(str, check_config(loaded.config, loaded.origins)))
     assert message in text, text
     assert "[command line]" in text
+
+
+def test_what_the_toolkit_does_not_set_itself_may_be_set() -> None:
+    extra = "{zero_optimization: {offload_optimizer: {device: cpu}}, bf16: {immediate_grad_update: true}, x: 1}"
+    lines = "[exec 2>&1, 'if false; then', '  exit 1', fi, export exit_code=0]"
+    asked = [
+        f"parallel.deepspeed_extra={extra}",
+        f"cluster.setup={lines}",
+        "cluster.env={NCCL_DEBUG: INFO, ENVIRON: x}",
+    ]
+    loaded = load_config(None, overrides=[*asked, "cluster.sbatch_extra={gres: 'gpu:8', exclusive: true}"])
+    assert check_config(loaded.config, loaded.origins) == []
+
+
+def test_numbers_at_the_ends_of_their_ranges_are_judged_at_once() -> None:
+    asked = ["cluster.nodes=100_000", "cluster.gpus_per_node=1000", "model.num_hidden_layers=10_000"]
+    asked += ["parallel.stages=7", "batch.tokens_per_step=1e12", "data.seq_len=3", "batch.micro_batch=1e6"]
+    loaded = load_config(None, overrides=asked)
+    assert check_config(loaded.config, loaded.origins)
+    divisible = load_config(None, overrides=[*asked, "parallel.stages=1", "batch.tokens_per_step=3e11"])
+    assert check_config(divisible.config, divisible.origins)

@@ -52,3 +52,11 @@ def test_text_that_is_made_into_tokens_first_is_looked_for(tmp_path: Path, datas
     assert verdicts(found) == {"shards": "ok", "tokenizer": "ok", "horizon": "note"}
     gone = check_data(make_context(tmp_path, *asked, f"data.source={tmp_path}/none"))
     assert verdicts(gone) == {"shards": "refused"}
+
+
+def test_a_field_that_no_record_has_is_refused_with_those_there_are(tmp_path: Path, dataset: Path) -> None:
+    asked = (f"data.path={tmp_path}/out", f"data.tokenizer={dataset.parent}/tokenizer.json", "data.column=body")
+    found = only(check_data(make_context(tmp_path, *asked, f"data.source={dataset.parent}/corpus.jsonl")), "shards")
+    assert found.verdict.value == "refused"
+    assert "has no text in field 'body'; it has: text" in found.what
+    assert "data.column" in found.remedy

@@ -12,7 +12,7 @@ from toolkit.cluster.environment import environ_for_job
 from toolkit.launch.gate import surroundings
 from toolkit.launch.gate.context import Context
 from toolkit.launch.gate.finding import Finding
-from toolkit.launch.gate.surroundings import check_environment, check_wandb
+from toolkit.launch.gate.surroundings import check_environment, check_wandb, is_harmless
 
 
 def environment(root: Path, *settings: str) -> Finding:
@@ -74,8 +74,11 @@ def test_lines_that_hang_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(
     "line",
-    ["rm -rf {}/$SLURM_JOB_ID/*", "export A=$(touch {}/ran)", "source x && touch {}/ran", "module load $SLURM_X {}"],
-)
+    [
+        "rm -rf {}/$SLURM_JOB_ID/*", "export A=$(touch {}/ran)", "source x && touch {}/ran", "module load $SLURM_X {}",
+        "conda run touch {}/ran", "export A=${{B@P}} {}", "unset $A {}", "export A=${{B[A]}} {}", "export A=${{!B}} {}",
+    ],
+)  # fmt: skip
 def test_lines_that_may_change_things_are_not_tried_outside_of_a_job(tmp_path: Path, line: str) -> None:
     (tmp_path / "precious").mkdir()
     found = environment(tmp_path, f'cluster.setup=["{line.format(tmp_path)}"]')
@@ -83,6 +86,18 @@ def test_lines_that_may_change_things_are_not_tried_outside_of_a_job(tmp_path: P
     assert "not tried here" in found.what
     assert (tmp_path / "precious").is_dir()
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_line_break_never_makes_a_line_harmless() -> None:
+    assert is_harmless("export A=${B:-b}:/c")
+    assert not is_harmless("export A=b\ntouch ran")
+
+
+def test_lines_that_are_no_bash_are_refused(tmp_path: Path) -> None:
+    for lines, message in {"['if true; then']": "unexpected end of file", "['cat <<E', a]": "here-document"}.items():
+        found = environment(tmp_path, f"cluster.setup={lines}")
+        assert found.verdict.value == "refused"
+        assert message in found.what
 
 
 def test_a_key_is_looked_for_as_wandb_does(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import pytest
 
 from toolkit.config.schema import MonitorSection
+from toolkit.errors import ConfigError
 from toolkit.monitor.wandb_env import fill_monitor, tell_shell
 
 
@@ -53,3 +54,8 @@ def test_project_and_team_are_taken_from_the_shell() -> None:
 def test_what_the_shell_decided_is_said(asked: dict[str, str], shell: dict[str, str], said: str) -> None:
     section = fill_monitor(MonitorSection(**asked), shell)  # type: ignore[arg-type]
     assert tell_shell(section, shell) == said
+
+
+def test_a_project_that_cannot_be_one_is_refused_at_submission() -> None:
+    with pytest.raises(ConfigError, match="WANDB_PROJECT=a/b"):
+        fill_monitor(MonitorSection(), {"WANDB_PROJECT": "a/b"})

@@ -43,6 +43,30 @@ def test_what_is_wrong_in_a_sites_file_is_named_all_at_once(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: {based_on: h100, memory_gib: .nan}", "no finite number"),
+        ("a: {based_on: h100, memory_gib: lots}", "a: memory_gib: lots"),
+        ("a: {based_on: h100, gpus_per_node: -1}", "a number above 0"),
+        ("a: {based_on: h100, matmul_part: true}", "a number above 0"),
+        ("a: {based_on: h100, network: token-ring}", "known networks: edr"),
+        ("a: {based_on: h100, gather_gb_per_s: 3}", "{nodes: GB/s}"),
+        ("a: {based_on: h100, reduce_gb_per_s: {two: 3}}", "{nodes: GB/s}"),
+        ("a: 3", "missing bf16_tflops"),
+        ("[a]", "a mapping is wanted"),
+        ("a: &x {b: *x}", "inside itself"),
+        ("a: [", "not YAML"),
+    ],
+)
+def test_what_cannot_be_in_a_sites_file_is_told_in_words(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "hardware.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        read_hardware(tmp_path / "hardware.yaml")
+    assert message in str(caught.value)
+    assert "hardware.yaml" in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("name", "found"),
     [("gpu:h100_pcie", "H100 PCIe"), ("gh200", "GH200"), ("NVIDIA-H800", "H800"), ("mi250x", "MI250X die")],
 )

@@ -4,8 +4,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
+from toolkit.config.kinds import Count, Fraction, Natural, Range
 from toolkit.config.load import load_sections
-from toolkit.config.schema import Count, Fraction, Natural, Range
 from toolkit.errors import ConfigError, Problem
 
 Act = Literal["mask", "drop", "keep"]

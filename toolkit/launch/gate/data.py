@@ -1,12 +1,15 @@
 """The tokens of a run: whole, within the model's vocabulary, and enough of them."""
 
+from collections.abc import Sequence
+
 from toolkit import storage
 from toolkit.config.schema import RunConfig
 from toolkit.data.manifest import check_sizes
 from toolkit.data.mixture import Member, open_members
 from toolkit.data.prepare.tokenizer import identify_tokenizer, load_tokenizer
 from toolkit.data.stream import count_samples
-from toolkit.data.text.sources import find_inputs
+from toolkit.data.text.readers import HUB, kind_of
+from toolkit.data.text.sources import find_inputs, read_documents
 from toolkit.errors import DataError, Problem, StorageError
 from toolkit.launch.gate.context import Context
 from toolkit.launch.gate.finding import Finding, note, ok, refuse, refuse_for, warn
@@ -15,6 +18,7 @@ from toolkit.launch.prepare import ask_for, refuse_another, stands
 ANSWER_S = 15.0
 """How long a remote file system is waited for: nobody waits for a failover at the prompt."""
 _MOST_EPOCHS = 4.0
+_READ = 4  # inputs
 _SHOWN = 3  # shards of a dataset that are named
 
 
@@ -34,7 +38,7 @@ def _check_datasets(cfg: RunConfig) -> list[Finding]:
             inputs = find_inputs(asked.inputs)
             size = identify_tokenizer(asked.tokenizer, load_tokenizer(asked.tokenizer)).vocab_size
             later = note("horizon", "not known before the text has become tokens")
-            return [ok("shards", f"made first, from {len(inputs)} inputs"), _check_vocabulary(cfg, size), later]
+            return [_check_text(inputs, column=asked.column), _check_vocabulary(cfg, size), later]
         refuse_another(asked, out)
     members = open_members(cfg.data.weights)
     return [
@@ -42,6 +46,17 @@ def _check_datasets(cfg: RunConfig) -> list[Finding]:
         _check_vocabulary(cfg, members[0].manifest.tokenizer.vocab_size),
         *_check_horizon(cfg, members),
     ]
+
+
+def _check_text(inputs: Sequence[str], *, column: str) -> Finding:
+    """Read the beginning of the first inputs; of a data set on the Hub, nothing: it would be loaded as a whole."""
+    for name in [name for name in inputs if kind_of(name) != HUB][:_READ]:
+        try:
+            next(read_documents(name, column=column), None)
+        except DataError as error:
+            what, reason = str(error).splitlines()[0], "the jobs that make the dataset would stop there"
+            return refuse("shards", what, reason, "name the field of the text in data.column, or mend the text")
+    return ok("shards", f"made first, from {len(inputs)} inputs")
 
 
 def _check_shards(members: tuple[Member, ...]) -> list[Finding]:

@@ -1,12 +1,15 @@
 """Mistakes of the configuration that need a look around: what no partition gives, what is not the same run."""
 
+from pathlib import Path
 from typing import Any
 
+from toolkit import storage
 from toolkit.checkpoint import layout
 from toolkit.cluster.partitions import PartitionLimits, slice_of
 from toolkit.config.schema import RunConfig, to_dict
 from toolkit.data.mixture import identify, open_members
 from toolkit.errors import Problem, RunError, StorageError
+from toolkit.launch.survey import check_limits
 from toolkit.rundir import RunDir
 
 
@@ -30,6 +33,19 @@ def check_partition(cfg: RunConfig, partition: PartitionLimits) -> list[Problem]
         what = f"--time {asked.time_limit / 3600:g} h"
         problems.append(Problem(what, must, "ask for less: the run requeues itself until it is done"))
     return problems
+
+
+def check_root(cfg: RunConfig, partition: PartitionLimits) -> list[Problem]:
+    """Look whether a file stands where the directory of all runs is to be; the same on every partition."""
+    existing = storage.nearest_existing(Path(cfg.run.root))
+    if existing.is_dir():
+        return []
+    return [Problem(f"run.root={cfg.run.root}: {existing} is no directory", "runs are kept in one", "set run.root")]
+
+
+def check_health(cfg: RunConfig, partition: PartitionLimits) -> list[Problem]:
+    """Look whether limits of the health check are named after probes; the same on every partition."""
+    return check_limits(cfg.health.limits)
 
 
 def _count_nodes(cfg: RunConfig, partition: PartitionLimits) -> str:

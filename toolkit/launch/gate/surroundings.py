@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from toolkit.cluster.environment import HONOURED, describe_dropped, environ_for_job, find_honoured
+from toolkit.cluster.shell import write_exports
 from toolkit.launch.gate import versions
 from toolkit.launch.gate.context import Context
 from toolkit.launch.gate.finding import Finding, note, ok, refuse, warn
@@ -22,7 +23,15 @@ from toolkit.monitor.wandb_env import tell_shell
 
 _SETUP_S = 8.0
 _WANDB_URL = "https://api.wandb.ai"
-_HARMLESS = ("module", "ml", "source", ".", "export", "unset", "conda", "mamba", "micromamba", "spack", "set")
+_HARMLESS = re.compile(
+    r"(module|ml|source|\.|export|unset|set|(conda|mamba|micromamba) (de)?activate|"
+    r"spack (load|unload|env activate))( |$)"
+)
+_RISKY = re.compile(
+    r"[;&|<>`\n\r]|SLURM|TMPDIR"
+    r"|\$[('\"\[]|\$\{!|\$\{[^}]*(@|\[|:(?![-=+?]))"  # what bash runs or reckons with inside of an expansion
+    r"|^\s*(unset|export)(\s.*)?\s[\"']?\$"
+)
 _MARK = "versions: "
 _TELL = f"import json, {versions.__name__} as versions; print({_MARK!r} + json.dumps(versions.read_versions()))"
 
@@ -60,6 +69,10 @@ def _check_python(context: Context) -> list[Finding]:
     said = say_versions(own)
     if not section.setup and not section.env:
         return [ok("environment", f"{said} in {context.prefix}")]
+    fault = _find_fault(section.setup)
+    if fault:
+        what, reason = f"cluster.setup is no bash: {fault}", "the script of the job would end there"
+        return [refuse("environment", what, reason, "mend cluster.setup")]
     if not all(is_harmless(line) for line in section.setup):
         return [
             note("environment", f"{said} in {context.prefix}; cluster.setup is not tried here, it may change things")
@@ -87,14 +100,22 @@ def is_harmless(line: str) -> bool:
 
     What is written for a node may clear a directory named by a variable that is empty here.
     """
-    words = line.split()
-    return bool(words) and words[0] in _HARMLESS and not re.search(r"[;&|<>`]|\$\(|SLURM|TMPDIR", line)
+    return bool(_HARMLESS.match(" ".join(line.split()))) and not _RISKY.search(line)
 
 
 def _write_script(setup: list[str], env: Mapping[str, str], python: Path) -> str:
-    exports = [f"export {name}={shlex.quote(value)}" for name, value in env.items()]
     start = f"exec {shlex.quote(str(python))} -c {shlex.quote(_TELL)}"
-    return "\n".join(["set -eo pipefail", f"cd {shlex.quote(str(checkout_dir()))}", *exports, *setup, start])
+    return "\n".join(
+        ["set -eo pipefail", f"cd {shlex.quote(str(checkout_dir()))}", *write_exports(env), *setup, "", start]
+    )
+
+
+def _find_fault(setup: list[str]) -> str:
+    """Let bash read the lines without running them; give what it finds wrong."""
+    command = ["bash", "-n", "-c", "\n".join(setup)]
+    # bash reads BASH_ENV even so, and runs it
+    said = subprocess.run(command, env={}, capture_output=True, text=True, errors="replace", check=False)
+    return _last_line(said.stderr).removeprefix("bash: -c: ")
 
 
 def _run(script: str, *, environ: Mapping[str, str]) -> tuple[int | None, str]:
