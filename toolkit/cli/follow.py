@@ -4,6 +4,7 @@ Files are looked at often, the scheduler is asked seldom: once in 15 s, and when
 people who follow their runs must not slow down a controller.
 """
 
+import io
 import sys
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from toolkit import records
 from toolkit.cli.show import print_run
 from toolkit.cli.trouble import find_batch_log, last_lines
 from toolkit.cluster.base import JobState, JobStatus
@@ -64,7 +66,7 @@ class Watch:
 
     def _ledger_version(self) -> object:
         path = self._run_dir.attempts_path
-        return path.stat().st_mtime_ns if path.is_file() else None
+        return path.stat().st_mtime_ns if path.exists() else None
 
 
 def print_log(run_dir: RunDir, *, rank: int, follow: bool) -> None:
@@ -78,7 +80,7 @@ def print_log(run_dir: RunDir, *, rank: int, follow: bool) -> None:
             _print_batch_log(run_dir, watch.status(), rank=rank)
             return
         for path in logs:
-            with path.open("rb") as file:
+            with records.open_file(path) or io.BytesIO() as file:
                 file.seek(shown.get(path, 0))
                 sys.stdout.buffer.write(file.read())
                 shown[path] = file.tell()
