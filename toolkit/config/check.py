@@ -40,12 +40,8 @@ def _places(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
             try:
                 Place().check(path)
             except ValueError as error:
-                yield (
-                    key,
-                    f"{key}: {error.args[0]}",
-                    error.args[1],
-                    "set another path, or submit from another directory",
-                )
+                what, must = f"{key}: {error.args[0]}", error.args[1]
+                yield key, what, must, "set another path, or submit from another directory"
     # measured on Slurm 22.05: --output loses backslashes; blanks, quotes and all else that is printed are taken
     if "\\" in cfg.run.root:
         must = "Slurm drops backslashes from the paths of logs"

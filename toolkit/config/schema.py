@@ -22,6 +22,7 @@ from toolkit.config.kinds import (
     PathOrUrl,
     Place,
     Positive,
+    Project,
     Range,
     Variable,
     Word,
@@ -228,9 +229,7 @@ class MonitorSection:
     """Validation samples a measurement reads, the same ones each time."""
     wandb: Literal["auto", "online", "offline", "off"] = "auto"
     """W&B mode; auto is online where a key is found, else offline (send later: toolkit sync)."""
-    wandb_project: Annotated[str, Matches(r"[^/\\#?%:]{1,128}", "W&B takes 128 characters, and no / \\ # ? % :")] = (
-        "toolkit"
-    )
+    wandb_project: Project = "toolkit"
     """W&B project."""
     wandb_entity: Filled | None = None
     """W&B team or user. None: the default of the key."""
