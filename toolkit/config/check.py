@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 
 from toolkit.config.kinds import Place
-from toolkit.config.owned import find_owned, find_shapeless, owner_of
+from toolkit.config.owned import FLAGS, find_misfits, find_owned, find_shapeless, owner_of
 from toolkit.config.schema import RunConfig
 from toolkit.errors import Problem
 
@@ -40,12 +40,8 @@ def _places(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
             try:
                 Place().check(path)
             except ValueError as error:
-                yield (
-                    key,
-                    f"{key}: {error.args[0]}",
-                    error.args[1],
-                    "set another path, or submit from another directory",
-                )
+                what, must = f"{key}: {error.args[0]}", error.args[1]
+                yield key, what, must, "set another path, or submit from another directory"
     # measured on Slurm 22.05: --output loses backslashes; blanks, quotes and all else that is printed are taken
     if "\\" in cfg.run.root:
         must = "Slurm drops backslashes from the paths of logs"
@@ -176,15 +172,12 @@ def _horizon(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
 
 
 def _protection(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
-    extra = cfg.parallel.deepspeed_extra
-    bf16 = extra.get("bf16")
-    is_blind = extra.get("compute_grad_norm") is False
-    if is_blind or (isinstance(bf16, dict) and bf16.get("check_grad_overflow") is False):
-        what = (
-            f"parallel.deepspeed_extra switches off {'compute_grad_norm' if is_blind else 'bf16.check_grad_overflow'}"
-        )
-        must = "by the norm of the gradient all ranks leave out a step that is not finite"
-        yield "parallel.deepspeed_extra", what, must, "leave it on"
+    for section, name in (("zero_optimization", "compute_grad_norm"), ("bf16", "check_grad_overflow")):
+        words = cfg.parallel.deepspeed_extra.get(section)
+        if isinstance(words, dict) and words.get(name) is False:
+            must = "by the norm of the gradient all ranks leave out a step that is not finite"
+            what = f"parallel.deepspeed_extra switches off {section}.{name}"
+            yield "parallel.deepspeed_extra", what, must, "leave it on"
 
 
 def _deepspeed(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
@@ -194,6 +187,8 @@ def _deepspeed(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
     for key in find_shapeless(cfg.parallel.deepspeed_extra):
         what = f"parallel.deepspeed_extra: {key} holds no keys"
         yield "parallel.deepspeed_extra", what, "DeepSpeed reads a section there", f"write {key}: {{name: value}}"
+    for key, must in find_misfits(cfg.parallel.deepspeed_extra):
+        yield "parallel.deepspeed_extra", f"parallel.deepspeed_extra has {key}", must, "correct it, or leave it out"
 
 
 def _variables(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
@@ -212,7 +207,15 @@ def _setup(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
 
 
 def _flags(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
+    ranks = cfg.cluster.gpus_per_node or 1
+    same = {"nodes": cfg.cluster.nodes, "ntasks-per-node": ranks, "ntasks": cfg.cluster.nodes * ranks}
     for name, value in cfg.cluster.sbatch_extra.items():
+        flag = name.replace("_", "-")
+        is_set = value is not None and value is not False and value != same.get(flag)
+        remedy = FLAGS.get(flag) if is_set else None
+        if remedy is not None:
+            must = "the job is planned, checked and found again by what the toolkit says there"
+            yield "cluster.sbatch_extra", f"cluster.sbatch_extra sets {name}", must, remedy
         if isinstance(value, (list, dict)):
             what = f"cluster.sbatch_extra: {name} is a {'list' if isinstance(value, list) else 'mapping'}"
             yield "cluster.sbatch_extra", what, "a flag of sbatch has one value", "write it as sbatch takes it: a,b"

@@ -95,6 +95,7 @@ Fraction = Annotated[float, Range(0.0, 1.0)]
 Positive = Annotated[float, Range(1e-12, 1e12)]
 Duration = Annotated[int, Seconds(), Range(1, 315_360_000)]
 Filled = Annotated[str, Matches(r".+", "it must not be empty")]
+Project = Annotated[str, PROJECT]
 PathOrUrl = Annotated[str, Place()]
 Variable = Annotated[str, Matches(VARIABLE, "a variable's name has letters, digits and _, no digit first")]
 Word = Annotated[

@@ -33,6 +33,42 @@ _SECTIONS = (
 )
 """Keys of DeepSpeed that hold keys. Source: deepspeed 0.19.8, runtime/config.py."""
 
+_SWITCHES: Mapping[str, tuple[str, ...]] = {
+    "zero_optimization": (
+        *("contiguous_gradients", "reduce_scatter", "use_multi_rank_bucket_allreduce", "allgather_partitions"),
+        *("overlap_comm", "compute_grad_norm", "load_from_fp32_weights", "elastic_checkpoint", "cpu_offload_param"),
+        *("cpu_offload_use_pin_memory", "cpu_offload", "stage3_gather_16bit_weights_on_model_save"),
+        *("gather_16bit_weights_on_model_save", "stage3_use_all_reduce_for_fetch_params", "allgather_sequential"),
+        *("use_all_reduce_for_fetch_params", "stage3_allgather_sequential", "legacy_stage1", "round_robin_gradients"),
+        *("stage3_gather_fp16_weights_on_model_save", "ignore_unused_parameters", "parameter_alignment"),
+        *("zero_quantized_weights", "zero_quantized_nontrainable_weights", "zero_quantized_gradients"),
+        *("memory_efficient_linear", "pipeline_loading_checkpoint", "override_module_apply"),
+        *("log_trace_cache_warnings", "enable_sanity_checks", "save_muon_momentum_buffer_in_memory"),
+    ),
+    "bf16": (
+        *("enabled", "immediate_grad_update", "check_grad_overflow", "bf16_master_weights_and_grads"),
+        "bf16_optimizer_states",
+    ),
+}
+_NUMBERS: Mapping[str, tuple[str, ...]] = {
+    "zero_optimization": (
+        *("stage", "reduce_bucket_size", "allgather_bucket_size", "sub_group_size", "zero_hpz_partition_size"),
+        *("prefetch_bucket_size", "param_persistence_threshold", "model_persistence_threshold", "max_live_parameters"),
+        *("stage3_prefetch_bucket_size", "stage3_param_persistence_threshold", "stage3_model_persistence_threshold"),
+        *("stage3_max_live_parameters", "stage3_max_reuse_distance", "stage3_module_granularity_threshold"),
+        *("max_reuse_distance", "module_granularity_threshold"),
+    ),
+    "bf16": (),
+}
+_INNER: Mapping[str, tuple[str, ...]] = {
+    "zero_optimization": ("offload_param", "offload_optimizer", "zenflow", "leaf_module"),
+    "bf16": (),
+}
+"""What DeepSpeed knows in the sections in which it refuses any other word: true or false, numbers, sections.
+
+Source: deepspeed 0.19.8, runtime/zero/config.py, runtime/precision_config.py.
+"""
+
 _VARIABLES: tuple[tuple[str, str, str], ...] = (
     (
         r"SLURM.*|SBATCH_.*|SRUN_.*|SALLOC_.*|PMI.*",
@@ -53,6 +89,21 @@ _VARIABLES: tuple[tuple[str, str, str], ...] = (
 """Variables that ranks must not get from a configuration: names, whose they are, what to do."""
 
 
+FLAGS: Mapping[str, str] = {
+    **{name: "set cluster.nodes and cluster.gpus_per_node" for name in ("nodes", "ntasks", "ntasks-per-node")},
+    **{name: "leave it out" for name in ("chdir", "array", "wrap", "test-only", "wait", "uid", "gid")},
+    **{name: "leave it out" for name in ("output", "open-mode", "dependency")},
+    "partition": "set cluster.partition",
+    "account": "set cluster.account",
+    "qos": "set cluster.qos",
+    "reservation": "set cluster.reservation",
+    "constraint": "set cluster.constraint",
+    "exclude": "set cluster.exclude",
+    "time": "set cluster.time_limit",
+}
+"""Flags of sbatch that the plan, the checks or the job's script rely on, and what to do instead."""
+
+
 def find_owned(extra: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Give the keys of a DeepSpeed configuration that the toolkit sets, each with what to do instead."""
     for key, remedy in _DEEPSPEED.items():
@@ -69,6 +120,19 @@ def find_shapeless(extra: Mapping[str, Any]) -> Iterator[str]:
         holder: Any = extra if not name else extra.get(section)
         if isinstance(holder, Mapping) and not isinstance(holder.get(name or section, {}), Mapping):
             yield key
+
+
+def find_misfits(extra: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Give the words that DeepSpeed would refuse where it takes no others, each with what must hold."""
+    for section, switches in _SWITCHES.items():
+        words, numbers = extra.get(section), _NUMBERS[section]
+        for name, value in words.items() if isinstance(words, Mapping) else ():
+            if name not in {*switches, *numbers, *_INNER[section]}:
+                yield f"{section}.{name}", "DeepSpeed knows no such key, and refuses what it does not know"
+            elif name in switches and not isinstance(value, bool):
+                yield f"{section}.{name}", "DeepSpeed takes true or false there"
+            elif name in numbers and (isinstance(value, bool) or not isinstance(value, int | float) or value % 1):
+                yield f"{section}.{name}", "DeepSpeed takes a whole number there"
 
 
 def owner_of(variable: str) -> tuple[str, str] | None:

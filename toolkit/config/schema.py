@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 
 from toolkit import storage
 from toolkit.config.kinds import (
-    PROJECT,
     Count,
     Duration,
     Filled,
@@ -23,6 +22,7 @@ from toolkit.config.kinds import (
     PathOrUrl,
     Place,
     Positive,
+    Project,
     Range,
     Variable,
     Word,
@@ -230,7 +230,7 @@ class MonitorSection:
     wandb: Literal["auto", "online", "offline", "off"] = "auto"
     """W&B mode; auto is what WANDB_MODE (or WANDB_DISABLED) says in the shell that submits, else online where a key is
     found, else offline (send later: toolkit sync)."""
-    wandb_project: Annotated[str, PROJECT] | None = None
+    wandb_project: Project | None = None
     """W&B project. None: $WANDB_PROJECT, else `toolkit`."""
     wandb_entity: Filled | None = None
     """W&B team or user. None: $WANDB_ENTITY, else the default of the key."""

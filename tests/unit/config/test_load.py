@@ -133,7 +133,6 @@ def test_every_config_loads_and_comes_back_from_its_dump(path: Path, tmp_path: P
         (["run.root=/runs/a\\b"], "Slurm drops backslashes"),
         (["data.mixture={a: 1}"], "a run reads one dataset or a mixture"),
         (["data.path=null"], "a run reads tokens"),
-        (["parallel.deepspeed_extra={compute_grad_norm: false}"], "leave out a step that is not finite"),
         (["parallel.deepspeed_extra={bf16: {check_grad_overflow: false}}"], "leave out a step that is not finite"),
         (["parallel.deepspeed_extra={train_batch_size: 7}"], "set batch.tokens_per_step"),
         (["parallel.deepspeed_extra={zero_optimization: {stage: 9}}"], "set parallel.zero_stage"),
@@ -141,11 +140,18 @@ def test_every_config_loads_and_comes_back_from_its_dump(path: Path, tmp_path: P
         (["parallel.deepspeed_extra={optimizer: {type: Adam}}"], "set the keys of optim"),
         (["parallel.deepspeed_extra={zero_optimization: big}"], "zero_optimization holds no keys"),
         (["parallel.deepspeed_extra={zero_optimization: {offload_param: cpu}}"], "offload_param holds no keys"),
+        (["parallel.deepspeed_extra={zero_optimization: {bucket: 1}}"], "zero_optimization.bucket"),
+        (["parallel.deepspeed_extra={zero_optimization: {reduce_bucket_size: big}}"], "a whole number there"),
+        (["parallel.deepspeed_extra={zero_optimization: {overlap_comm: 3}}"], "true or false there"),
+        (["parallel.deepspeed_extra={zero_optimization: {compute_grad_norm: false}}"], "leave out a step"),
         (["cluster.env={SLURM_PROCID: 0}"], "Slurm tells each rank"),
         (["cluster.env={MASTER_ADDR: a}"], "each attempt of a job sets its own"),
         (["cluster.env={BASH_ENV: a}"], "bash acts on it"),
         (["cluster.setup=[module load a, exit 0]"], "the job would end there"),
         (["cluster.setup=[exec true]"], "the job would end there"),
+        (["cluster.sbatch_extra={chdir: /tmp}"], "cluster.sbatch_extra sets chdir"),
+        (["cluster.sbatch_extra={ntasks_per_node: 3}"], "set cluster.nodes and cluster.gpus_per_node"),
+        (["cluster.sbatch_extra={comment: 'a\\b'}"], "takes it for an escape"),
         (["cluster.sbatch_extra={gres: [a, b]}"], "a flag of sbatch has one value"),
         ([f"run.name={'a' * 5000}"], "at most 128 letters"),
         (["cluster.nodes=3", "parallel.stages=1", "batch.tokens_per_step=4096"], "--nodes that do: 1, 2, 4"),
@@ -160,14 +166,15 @@ def test_a_contradiction_is_refused_with_its_reason(settings: list[str], message
 
 
 def test_what_the_toolkit_does_not_set_itself_may_be_set() -> None:
-    extra = "{zero_optimization: {offload_optimizer: {device: cpu}}, bf16: {immediate_grad_update: true}, x: 1}"
+    zero = "{offload_optimizer: {device: cpu}, reduce_bucket_size: 5e8}"
+    extra = f"{{zero_optimization: {zero}, bf16: {{immediate_grad_update: true}}, x: 1}}"
     lines = "[exec 2>&1, 'if false; then', '  exit 1', fi, export exit_code=0]"
     asked = [
         f"parallel.deepspeed_extra={extra}",
         f"cluster.setup={lines}",
         "cluster.env={NCCL_DEBUG: INFO, ENVIRON: x}",
     ]
-    loaded = load_config(None, overrides=[*asked, "cluster.sbatch_extra={gres: 'gpu:8', exclusive: true}"])
+    loaded = load_config(None, overrides=[*asked, "cluster.sbatch_extra={gres: 'gpu:8', time: null, ntasks: 1}"])
     assert check_config(loaded.config, loaded.origins) == []
 
 
