@@ -87,6 +87,10 @@ class RunDir:
         """One line a step (JSON lines)."""
         return self.root / "metrics.jsonl"
 
+    def former_dir(self, number: int) -> Path:
+        """What told of the run before it was begun again at step 0."""
+        return self.root / "former" / str(number)
+
     @property
     def skips_path(self) -> Path:
         """Samples that the run leaves out, and why (JSON lines)."""

@@ -119,6 +119,9 @@ def _add_submit_arguments(verb: argparse.ArgumentParser) -> None:
         "--follow", action="store_true", help="show progress until the job ends; Ctrl-C leaves it running"
     )
     verb.add_argument(
+        "--from-scratch", action="store_true", help="begin again at step 0 a run whose checkpoints are gone"
+    )
+    verb.add_argument(
         "--accept", action="append", default=[], metavar="CHECK", help="submit although this check refuses; repeatable"
     )
     rehearse.add_arguments(verb)
@@ -200,7 +203,9 @@ def _submit(asked: argparse.Namespace) -> None:
 
 def _prepare(loaded: Loaded, asked: argparse.Namespace) -> submit.Request:
     num_rehearsals = int(asked.rehearse and asked.on_cluster)
-    return submit.prepare_request(loaded, _site(), accept=asked.accept, num_rehearsals=num_rehearsals)
+    return submit.prepare_request(
+        loaded, _site(), accept=asked.accept, num_rehearsals=num_rehearsals, from_scratch=asked.from_scratch
+    )
 
 
 def _resume(asked: argparse.Namespace) -> None:

@@ -33,6 +33,7 @@ from toolkit.launch.health import is_wanted, refuse_bad_nodes
 from toolkit.launch.identity import read_config
 from toolkit.launch.ledger import Attempt, Failure, begin_attempt, change_attempt, read_attempts, write_failure
 from toolkit.launch.nodes import NodeLedger
+from toolkit.launch.progress import refuse_loss_here
 from toolkit.launch.survey import record_bad_nodes
 from toolkit.log import RankFormatter, setup_logging
 from toolkit.monitor.history import newest_steps
@@ -99,6 +100,7 @@ def _attempt(cfg: RunConfig, run_dir: RunDir, world: World, stop: StopFlag, form
         judge = StopJudge(stop, clock, reserve_s=cfg.cluster.signal_delay_s)
         beat = _with_drill(watchdog.beat, judge, step=cfg.faults.drill_step)
         training = Training(cfg, _surround(cfg, run_dir, world, judge, beat, formatter))
+        _refuse_loss(cfg, run_dir, world, step=training.step)
         if world.rank == 0:
             seconds |= training.seconds
             _tell_start(run_dir, record.attempt, step=training.step, seconds=seconds)
@@ -179,6 +181,17 @@ def _with_drill(beat: Beat, judge: StopJudge, *, step: int | None) -> Beat:
         beat(phase, done)
 
     return beat_and_drill
+
+
+def _refuse_loss(cfg: RunConfig, run_dir: RunDir, world: World, *, step: int) -> None:
+    """Keep a run that has lost its checkpoints from doing all again; before anything is written. Collective.
+
+    Raises:
+        RunError: it has; on every rank.
+    """
+    refusal = world.gather(refuse_loss_here(run_dir, cfg, step=step) if world.rank == 0 else None)[0]
+    if refusal is not None:
+        raise RunError(refusal)
 
 
 def _tell_start(run_dir: RunDir, attempt: str, *, step: int, seconds: Mapping[str, float]) -> None:

@@ -18,6 +18,7 @@ from toolkit.launch.halt import refuse_live
 from toolkit.launch.identity import settle
 from toolkit.launch.ledger import JobRecord, find_job_record, read_attempts, write_job_record
 from toolkit.launch.prepare import submit_jobs
+from toolkit.launch.progress import accept_loss, put_aside
 from toolkit.launch.rehearsal import claim, hand_in
 from toolkit.launch.snapshot import freeze_code
 from toolkit.launch.submit import Request
@@ -66,7 +67,7 @@ def _carry_out_alone(request: Request) -> str:
     before = None if request.original else find_job_record(run_dir)
     if before != request.known:
         refuse_live(run_dir)  # somebody was quicker
-    attempts_before = len(read_attempts(run_dir))
+    attempts_before = 0 if request.from_scratch else len(read_attempts(run_dir))
     try:
         request = _write_run_dir(request)
         prepared_by = submit_jobs(request.preparation, request.cluster) if request.preparation else None
@@ -124,6 +125,9 @@ def _write_run_dir(request: Request) -> Request:
     except OSError as error:
         raise _no_place(run_dir, error) from error
     identity = settle(run_dir)
+    if request.from_scratch and (former := put_aside(run_dir)) is not None:
+        log.warning("run %s begins again at step 0; its metrics and attempts until now are in %s", run_dir.name, former)
+    accept_loss(run_dir, request.plan.cfg)
     run_dir.halt_path.unlink(missing_ok=True)
     storage.write_atomic(str(run_dir.asked_path), dump_config(request.asked).encode())
     storage.write_atomic(str(run_dir.config_path), dump_config(request.plan.cfg).encode())

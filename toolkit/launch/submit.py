@@ -32,6 +32,7 @@ from toolkit.launch.nodes import NodeLedger, choose_exclusions
 from toolkit.launch.placement import fill_section, place, usable_nodes
 from toolkit.launch.planning import Site
 from toolkit.launch.prepare import PreparationJobs, ask_for, name_dataset, plan_jobs, stands
+from toolkit.launch.progress import refuse_loss
 from toolkit.launch.rehearsal import Rehearsal
 from toolkit.launch.snapshot import name_code
 from toolkit.monitor.wandb_env import fill_monitor
@@ -59,6 +60,8 @@ class Request:
     """Nodes that the job does not use because of what they did before, with the reason."""
     known: JobRecord | None
     """The run's newest job when all this was looked at."""
+    from_scratch: bool = False
+    """The run begins again at step 0: what tells of its former life is put aside."""
     rehearsal: Rehearsal | None = None
     """A job that must be good first; None: none on the cluster."""
     code_dir: Path | None = None
@@ -70,7 +73,9 @@ class Request:
         return original_of(self.run_dir)
 
 
-def prepare_request(loaded: Loaded, site: Site, *, accept: Sequence[str] = (), num_rehearsals: int = 0) -> Request:
+def prepare_request(
+    loaded: Loaded, site: Site, *, accept: Sequence[str] = (), num_rehearsals: int = 0, from_scratch: bool = False
+) -> Request:
     """Check everything and plan the run; writes nothing.
 
     Args:
@@ -78,6 +83,7 @@ def prepare_request(loaded: Loaded, site: Site, *, accept: Sequence[str] = (), n
         site: what the site knows of its devices and of earlier runs.
         accept: names of checks whose refusals are overridden.
         num_rehearsals: jobs of a rehearsal that will be handed in before the run.
+        from_scratch: whether a run whose checkpoints are gone is to begin again at step 0.
 
     Raises:
         ConfigError: with all mistakes that can be found before the queue.
@@ -90,8 +96,9 @@ def prepare_request(loaded: Loaded, site: Site, *, accept: Sequence[str] = (), n
     raise_refusals(findings)
     refuse_foreign_checkpoint(context.cfg, context.run_dir)
     refuse_shared_checkpoints(context.run_dir, context.cfg)
+    refuse_loss(context.run_dir, context.cfg, accept=accept, from_scratch=from_scratch)
     device = name_device(context.plan.hardware, _name_scheduler(context.cfg.cluster, context.cluster))
-    attempts_before = len(read_attempts(context.run_dir))
+    attempts_before = 0 if from_scratch else len(read_attempts(context.run_dir))
     return Request(
         cluster=context.cluster,
         run_dir=context.run_dir,
@@ -104,6 +111,7 @@ def prepare_request(loaded: Loaded, site: Site, *, accept: Sequence[str] = (), n
         preparation=_plan_preparation(context.cfg, context.partition),
         left_out=dict(context.left_out),
         known=None if original_of(context.run_dir) else find_job_record(context.run_dir),
+        from_scratch=from_scratch,
     )
 
 

@@ -42,8 +42,9 @@ GROUPS = (
     Group(names=("wandb",), look=check_wandb),
 )
 CHECKS = tuple(name for group in GROUPS for name in group.names)
-JOB = "job"
-"""What is found before all checks, and can be accepted like what they refuse: that the run's job may live elsewhere."""
+JOB, CHECKPOINT = "job", "checkpoint"
+"""What is found beside the checks, and can be accepted like what they refuse: that the run's job may live elsewhere,
+that its newest checkpoint is an older one than it had."""
 
 
 @dataclass(slots=True)
@@ -60,10 +61,11 @@ def refuse_unknown(accept: Collection[str]) -> None:
     Raises:
         ConfigError: with the names of all checks.
     """
-    unknown = [name for name in accept if name not in {*CHECKS, JOB}]
+    known = [*CHECKS, JOB, CHECKPOINT]
+    unknown = [name for name in accept if name not in known]
     if unknown:
         what = f"--accept {', '.join(unknown)}"
-        raise ConfigError([Problem(what, f"checks are: {', '.join([*CHECKS, JOB])}", "name the check that refused")])
+        raise ConfigError([Problem(what, f"checks are: {', '.join(known)}", "name the check that refused")])
 
 
 def run_checks(context: Context, *, accept: Collection[str], groups: Sequence[Group] = GROUPS) -> list[Finding]:
