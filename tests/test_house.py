@@ -10,7 +10,19 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "toolkit"
-GROUND = ["errors", "log", "topology", "remote", "storage", "records", "config", "rundir", "meeting", "distributed"]
+GROUND = [
+    "redact",
+    "errors",
+    "log",
+    "topology",
+    "remote",
+    "storage",
+    "records",
+    "config",
+    "rundir",
+    "meeting",
+    "distributed",
+]
 TRADES = ["plan", "cluster", "data", "model", "checkpoint", "monitor", "health"]
 DOORS = {
     "submitit": ["cluster/"],
