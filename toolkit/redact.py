@@ -1,7 +1,7 @@
 """Takes secrets out of text, by their kind: what logs, errors, W&B and terminals are given goes through here.
 
 Kinds: passwords and tokens in URLs, signatures of signed URLs, headers, tokens whose shape says whose they are, private
-keys, values whose name is that of a secret, and what commands take on their command line. What is a path, a reference to
+keys, values of secret names, and what commands take on their command line. What is a path, a reference to
 a variable, a number or a plain word is no secret: `eos_token=2`, `HF_TOKEN=$(cat FILE)`.
 """
 

@@ -22,6 +22,7 @@ from toolkit.launch.handin import carry_out
 from toolkit.launch.identity import load_asked, read_config
 from toolkit.launch.planning import Site, plan_over_nodes, rank_layouts, read_site
 from toolkit.launch.snapshot import checkout_dir
+from toolkit.log import hide_secrets
 from toolkit.monitor.sinks import sync_wandb
 from toolkit.plan.report import plan_text
 from toolkit.plan.search import Wish
@@ -32,6 +33,7 @@ console = Console(soft_wrap=True, highlight=False, markup=False)
 
 def main(arguments: Sequence[str]) -> int:
     """Run a verb; give the exit code."""
+    hide_secrets()
     parser = _parser()
     asked, words = parser.parse_known_args(arguments)  # argparse wants all positionals in one place, people do not
     if not hasattr(asked, "settings") or any(word.startswith("-") for word in words):

@@ -10,6 +10,7 @@ from typing import Any
 from toolkit import records, storage
 from toolkit.errors import RecordError
 from toolkit.launch.nodes import lock
+from toolkit.redact import redact
 from toolkit.rundir import RunDir
 
 
@@ -164,7 +165,8 @@ def read_refusals(run_dir: RunDir) -> dict[str, str]:
 def write_failure(run_dir: RunDir, attempt: str, failure: Failure) -> None:
     """Leave a rank's last word."""
     path = run_dir.failure_path(attempt, rank=failure.rank)
-    storage.write_atomic(str(path), json.dumps(asdict(failure)).encode())
+    told = replace(failure, error=redact(failure.error))
+    storage.write_atomic(str(path), json.dumps(asdict(told)).encode())
 
 
 def read_failures(run_dir: RunDir, attempt: str) -> list[Failure]:
