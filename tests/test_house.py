@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "toolkit"
 GROUND = [
     "redact",
+    "modes",
     "errors",
     "log",
     "topology",

@@ -10,6 +10,7 @@ from typing import Any
 from toolkit import records, storage
 from toolkit.errors import RecordError
 from toolkit.launch.nodes import lock
+from toolkit.modes import private_files
 from toolkit.redact import redact
 from toolkit.rundir import RunDir
 
@@ -99,6 +100,7 @@ def find_job_record(run_dir: RunDir) -> JobRecord | None:
         return JobRecord(scheduler="auto", job_id="", attempts_before=0)
 
 
+@private_files()
 def write_job_record(run_dir: RunDir, job: JobRecord) -> None:
     """Record the newest job of a run."""
     storage.write_atomic(str(run_dir.job_path), (json.dumps(asdict(job)) + "\n").encode())

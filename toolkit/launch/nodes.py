@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from toolkit import records, remote
+from toolkit.modes import private_files, share_like_folder
 
 log = logging.getLogger(__name__)
 
@@ -122,9 +123,12 @@ class NodeLedger:
 
     def _append(self, line: str) -> None:
         with remote.telling(str(self.path)):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with private_files():
+                self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab+") as file, lock(file.fileno(), self.path):
                 size = os.fstat(file.fileno()).st_size
+                if size == 0:
+                    share_like_folder(self.path)  # a job's umask would keep it from the other users of the runs
                 is_torn = size > 0 and os.pread(file.fileno(), 1, size - 1) != b"\n"
                 os.write(file.fileno(), f"{chr(10) if is_torn else ''}{line}\n".encode())
                 os.fsync(file.fileno())
