@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 import fsspec
 
 from toolkit.errors import StorageError
+from toolkit.redact import redact
 
 log = logging.getLogger(__name__)
 
@@ -221,6 +222,7 @@ class RemoteWriter(io.RawIOBase):
 
 def resolve(url: str, *, kind: str = "calls") -> tuple[Any, str]:
     """Give the file system of a URL and the path in it; `kind` is one of `_CLIENT_TRIES`."""
+    _refuse_secret(url)
     with telling(url):
         if not is_hadoop(url):
             fs, path = fsspec.core.url_to_fs(url)
@@ -231,6 +233,15 @@ def resolve(url: str, *, kind: str = "calls") -> tuple[Any, str]:
             # Measured: with its parent's client for ever, with one of its own for 20 s or more, not always.
             raise ValueError("this process was forked after HDFS was used, the client would hang; start it by spawn")
         return _hadoop(protocol, place, kind), urllib.parse.unquote(slash + path) or "/"
+
+
+def _refuse_secret(url: str) -> None:
+    """Refuse a URL with a password or a signature: manifests, plans and command lines tell URLs."""
+    if not is_local(url) and redact(url) != url:
+        raise StorageError(
+            f"{url}: the URL holds a secret\n  URLs are written to logs and manifests; all see command lines\n"
+            "  export FSSPEC_<PROTOCOL>_<OPTION> (FSSPEC_FTP_PASSWORD); see docs/security.md"
+        )
 
 
 @functools.cache
