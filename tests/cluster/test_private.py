@@ -9,8 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.dataset import make_dataset
-from tests.runs import submit, verb, wait, wait_for_step
+from tests.dataset import make_dataset, make_texts, write_jsonl
+from tests.runs import submit, submit_without_data, verb, wait, wait_for_step
+from toolkit.data.prepare.tokenizer import train_tokenizer
 from toolkit.rundir import RunDir
 
 SECRET = "Zq7canaryPw9"
@@ -71,3 +72,36 @@ def test_a_run_is_its_owners_alone(umask: int, tmp_path: Path, monkeypatch: pyte
     assert SECRET not in said.stdout + said.stderr + told.stdout + told.stderr
     assert holding(root) == []
     assert open_to_others(root) == []
+
+
+@pytest.fixture(params=["local", pytest.param("slurm", marks=pytest.mark.cluster)])
+def scheduler(request: pytest.FixtureRequest) -> str:
+    if request.param == "slurm":
+        request.getfixturevalue("slurm")
+    return str(request.param)
+
+
+@pytest.fixture
+def of_most_shells() -> Iterator[None]:
+    former = os.umask(0o022)
+    yield
+    os.umask(former)
+
+
+@pytest.mark.usefixtures("of_most_shells")
+def test_a_dataset_keeps_the_umask_of_the_shell_and_the_run_does_not(scheduler: str, tmp_path: Path) -> None:
+    source, tokenizer, root = tmp_path / "text.jsonl", tmp_path / "tokenizer.json", tmp_path / "runs"
+    write_jsonl(source, make_texts(1500))
+    train_tokenizer([str(source)], column="text", vocab_size=300, path=tokenizer)
+    words = (f"data.source={source}", f"data.tokenizer={tokenizer}", "data.validation=0.2", f"data.path={tmp_path}/out")
+    asked = ("--nodes", "1", "run.tokens=10_240", f"cluster.scheduler={scheduler}", "cluster.cpus_per_task=1", *words)
+    done = submit_without_data(root, *asked, "parallel.stages=1")
+    assert done.returncode == 0, done.stderr
+    run = wait(RunDir(root / "tiny"))
+    assert run["job"]["state"] == "COMPLETED", run
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert modes == {0o644}
+    # Slurm's own logs of the preparation have the umask of the dataset, in a directory that is closed
+    said = [line for line in open_to_others(root) if scheduler == "local" or "/.prepare/" not in line]
+    assert said == []
+    assert stat.S_IMODE((root / ".prepare").stat().st_mode) == 0o700
