@@ -20,6 +20,8 @@ _SECRET_ENDS = ("PASSWORD", "PASSWORDS", "PASSWD", "SECRET", "APIKEY", "ACCESSKE
 _SECRET_PAIRS = {
     *(("API", "KEY"), ("PRIVATE", "KEY"), ("ACCESS", "KEY"), ("SECRET", "KEY"), ("ENCRYPTION", "KEY")),
     *(("SIGNING", "KEY"), ("AUTH", "KEY"), ("ACCOUNT", "KEY"), ("DEPLOY", "KEY"), ("SSH", "KEY"), ("LICENSE", "KEY")),
+    *((vendor, "KEY") for vendor in ("WANDB", "OPENAI", "ANTHROPIC", "AZURE", "COMET", "HF", "GITHUB", "GITLAB")),
+    *((vendor, "PAT") for vendor in ("GH", "GITHUB", "GITLAB", "AZURE", "AZP")),
     *(("CONNECTION", "STRING"), ("CONN", "STRING"), ("SHARED", "KEY"), ("ACCESS", "SIGNATURE")),
 }
 _LAST_WORDS = {"PW", "PWD", "PASS", "AUTH"}
@@ -161,6 +163,8 @@ def _hide_named(text: str) -> str:
     for match in _NAME.finditer(text):
         if match.start() < done or not is_secret_name(match["name"]):
             continue
+        if match["sign"] == "," and not (match["dashes"] or match["name"].isupper()):
+            continue  # a list of words, not of a command or of pairs
         found = _VALUE.match(text, match.end())
         if found is None:
             continue
@@ -178,8 +182,8 @@ def _hide_named(text: str) -> str:
 
 _PUNCTUATION = ",;:.)]}>\\"
 _NAME = re.compile(
-    r"""(?<![A-Za-z0-9_.-])-{0,2}(?P<quote>\\{0,3}["'])?(?P<name>[A-Za-z_][A-Za-z0-9_.-]*)(?:\\{0,3}["'])?\]?[ \t]{0,8}
-    (?P<sign>=(?!=)|:(?![:=/]))[ \t]{0,8}""",
+    r"""(?<![A-Za-z0-9_.-])(?P<quote>\\{0,3}["'])?(?P<dashes>-{0,2})(?P<name>[A-Za-z_][A-Za-z0-9_.-]*)
+    (?:\\{0,3}["'])?\]?[ \t]{0,8}(?P<sign>=(?!=)>?|:(?![:=/])|,(?=[ ]?\\{0,3}["']))[ \t]{0,8}""",
     re.X,
 )
 _VALUE = re.compile(
@@ -239,6 +243,14 @@ _RULES: tuple[Callable[[str], str], ...] = (
     _rule(
         r"""(?P<head>\bcurl\b[^\n|;]{0,120}?[ ](?:-u|--user|-U|--proxy-user)[ =]?["']?[^\s:'"]{0,100}:)
         (?P<value>[^\s'"]+)"""
+    ),
+    _rule(r"""(?P<head>\b(?:mysql|mysqldump|mariadb)\b[^\n|;]{0,120}?[ ]-p)(?P<value>[^\s'"]+)"""),
+    _rule(r"""(?P<head>\bsetenv[ ]{1,4}(?P<name>[A-Za-z_]\w{0,60})[ ]{1,4}["']?)(?P<value>[^\s'"]+)""", _hide_option),
+    _rule(r"""(?P<head>\blogin[ ]{1,4}\S{1,100}[ ]{1,4}password[ ]{1,4})(?P<value>\S+)"""),  # of ~/.netrc
+    _rule(r"""(?i:(?P<head>%3A%2F%2F[A-Z0-9._~-]{0,100}%3A)(?P<value>[^\s/?&]{1,200})(?=%40))"""),
+    _rule(
+        r"""(?P<head>\b(?:echo|printf)[ ]{1,4}(?:-n[ ]{1,4})?["']?)(?P<value>[^\s'"|]+)
+        (?=["']?[ ]{0,4}\|[^\n;&]{0,120}(?:--password-stdin|\bwandb[ ]login))"""
     ),
     _rule(r"""(?P<head>\bsshpass[ ]{1,4}-p[ ]?["']?)(?P<value>[^\s'"]+)"""),
     _rule(

@@ -73,6 +73,14 @@ HOLDING = [
     f"pip install --index-url https://u:{SECRET}@pypi/simple x",
     f"curl -u user:{SECRET} https://x",
     f"sshpass -p {SECRET} ssh host",
+    f"mysql -u me -p{SECRET} db",
+    f"setenv HF_TOKEN {SECRET}",
+    f"machine api.wandb.ai login user password {SECRET}",
+    f"https%3A%2F%2Fme%3A{SECRET}%40host",
+    f"echo {SECRET} | docker login -u me --password-stdin",
+    f"Command '['hf', '--token', '{SECRET}']' returned 1",
+    f"[('HF_TOKEN', '{SECRET}')]",
+    f"OPENAI_KEY={SECRET} GH_PAT={SECRET}",
 ]
 
 ORDINARY = [
@@ -105,6 +113,8 @@ ORDINARY = [
     "https://x/y?page=2&sort=name",
     "commit 74bb8f2a74bb8f2a74bb8f2a74bb8f2a74bb8f2a",
     "password: null",
+    "columns ['token', 'text', 'password', 'label']",
+    "echo done | tee log",
     "use_auth_token=False max_tokens=12",
 ]
 
