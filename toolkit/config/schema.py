@@ -283,7 +283,7 @@ class ClusterSection:
     """Shell lines run on each job's first node before the ranks start (module load ...). The gate tries them where the
     run is submitted, if they do no more than to change the shell's environment."""
     env: dict[Variable, str] = field(default_factory=dict)
-    """Environment variables for every rank. Never a secret: they are written to the script."""
+    """Environment variables for every rank. Never a secret: they are written to the script (docs/security.md)."""
     pass_env: list[Annotated[str, Matches(r"[^\s=]+", "it is the name of a variable, or its beginning and *")]] = field(
         default_factory=list
     )
