@@ -95,6 +95,8 @@ class DataSection:
     Named on the command line without data.path, it gets a place of its own in data/."""
     tokenizer: PathOrUrl | None = None
     """What turns `source` into tokens: a tokenizer.json (also a URL), a directory with one, or a name on the Hub."""
+    eos: Filled | None = None
+    """Token of `tokenizer` that ends a text. None: the one that the tokenizer declares."""
     column: Filled = "text"
     """Field of a record of `source` that holds the text."""
     validation: Annotated[float, Range(1e-6, 0.5)] = 0.01

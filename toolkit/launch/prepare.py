@@ -57,14 +57,18 @@ def ask_for(data: DataSection) -> tuple[Preparation, str]:
     assert data.tokenizer is not None, "data.tokenizer is not set"
     assert data.path is not None, "data.path is not set"
     asked = Preparation(
-        inputs=tuple(data.source), tokenizer=data.tokenizer, column=data.column, validation=data.validation
+        inputs=tuple(data.source),
+        tokenizer=data.tokenizer,
+        eos=data.eos,
+        column=data.column,
+        validation=data.validation,
     )
     return asked, data.path
 
 
 def name_dataset(data: DataSection) -> str:
     """Choose a place for the dataset of a source that has none: the same for the same source and options."""
-    words = json.dumps([data.source, data.tokenizer, data.column, data.validation])
+    words = json.dumps([data.source, data.tokenizer, data.column, data.validation, *filter(None, [data.eos])])
     stem = Path(data.source[0].rstrip("/").rpartition(":")[2]).name.split(".")[0]
     return f"data/{stem}-{xxhash.xxh3_64_hexdigest(words.encode())[:8]}"
 

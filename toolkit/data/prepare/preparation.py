@@ -18,6 +18,8 @@ from toolkit.errors import DataError
 
 PLAN = "plan.json"
 
+_NOT_COMPARED = {"inputs", "tokenizer", "eos", "lossy"}  # told by others, or without effect on a token
+_BEFORE = {"keep_special": True}  # options of datasets from when there was no choice
 _SHOWN = 3  # differences in an error
 
 
@@ -39,6 +41,12 @@ class Preparation:
     """`stop` at a broken record, or `skip` it, count it and list it."""
     max_record_bytes: int = 8 << 20
     licence: str = ""
+    eos: str | None = None
+    """Token that ends a text; None: the one that the tokenizer declares."""
+    keep_special: bool = False
+    """Make control tokens of those that a text spells out; else they are text like any other."""
+    lossy: bool = False
+    """Take a tokenizer that loses text."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,10 +101,10 @@ def make_plan(asked: Preparation, *, tokenizer: Any) -> Plan:
         )
     if not 0 < asked.validation < 1:
         raise DataError(f"validation={asked.validation}\n  it is a part of the documents: between 0 and 1")
-    options = {key: value for key, value in asdict(asked).items() if key not in {"inputs", "tokenizer"}}
+    options = {key: value for key, value in asdict(asked).items() if key not in _NOT_COMPARED}
     inputs = tuple(identify_inputs(find_inputs(asked.inputs), column=asked.column))
     options["span_bytes"] = asked.span_bytes or choose_span_bytes(inputs)
-    return Plan(inputs=inputs, options=options, tokenizer=identify_tokenizer(asked.tokenizer, tokenizer))
+    return Plan(inputs=inputs, options=options, tokenizer=identify_tokenizer(asked.tokenizer, tokenizer, eos=asked.eos))
 
 
 def is_finished(plan: Plan, out: str) -> bool:
@@ -171,6 +179,7 @@ def check_inputs(inputs: Iterable[Input], *, column: str) -> None:
 
 def _refuse_different(where: str, then: Mapping[str, Any], plan: Plan) -> None:
     now = plan.describe()
+    then = {**then, "options": {**_BEFORE, **then.get("options", {})}}
     differing = [key for key in ("inputs", "options", "tokenizer") if then.get(key) != now[key]]
     if differing:
         details = [line for key in differing for line in _name_differences(key, then.get(key), now[key])]
