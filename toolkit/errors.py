@@ -74,6 +74,12 @@ class RunError(ToolkitError):
     """A run directory is missing, in use, or belongs to another configuration."""
 
 
+class HeldError(ToolkitError):
+    """Somebody else is at work on the same thing."""
+
+    exit_code = EXIT_REFUSED
+
+
 class TryAgainError(ToolkitError):
     """A passing trouble of the machine: the same job may succeed when it is started again."""
 
