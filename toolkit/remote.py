@@ -4,6 +4,9 @@ HDFS needs no Java: hdfs-native speaks its protocol. It reads the site's Hadoop 
 HADOOP_HOME/etc/hadoop): name services with several name nodes, security, viewfs mounts. Without Kerberos,
 HADOOP_USER_NAME says who is asking. With it (hadoop.security.authentication=kerberos), a ticket must be there
 before the program starts (`kinit`; KRB5CCNAME names its cache), and libgssapi_krb5 must be installed.
+
+What follows the service in a URL is a name: `#`, `?`, `;`, `%`, `*` and `::` stand for themselves, and nothing is
+decoded, as `hadoop fs` takes it. `resolve` is the one place where a URL becomes a path.
 """
 
 import errno
@@ -19,7 +22,7 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
@@ -41,6 +44,8 @@ _PASSING_DATA = ("DataTransferError", "ChecksumError", "BlocksNotFound")
 _PASSING_NATIVE = (*_PASSING_DATA, "InternalError", "OperationFailed")
 _PASSING_JAVA = ("SafeModeException", "RetriableException", "StandbyException", "ConnectException", "EOFException")
 _KERBEROS = ("GSSAPI", "libgssapi", "SASL")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_PLACE = re.compile(r"(?P<host>.*?)(?::(?P<port>\d+))?")
 _NO_TAKER = "could only be written to"  # also for some seconds after a name node has started
 
 _CLIENT_TRIES = {
@@ -68,7 +73,7 @@ def patience(seconds: float) -> Iterator[None]:
 
 def is_local(url: str) -> bool:
     """Whether a path names a file of this machine (or of a mounted file system)."""
-    return "://" not in url or url.startswith("file://")
+    return not _SCHEME.match(url) or url.startswith("file://")
 
 
 def ask(url: str, act: Act[T]) -> T:
@@ -220,17 +225,87 @@ class RemoteWriter(io.RawIOBase):
 
 
 def resolve(url: str, *, kind: str = "calls") -> tuple[Any, str]:
-    """Give the file system of a URL and the path in it; `kind` is one of `_CLIENT_TRIES`."""
+    """Give the file system of a URL and the path in it; `kind` is one of `_CLIENT_TRIES`.
+
+    Raises:
+        StorageError: there is no such file system, or nothing in it can have that name.
+    """
+    assert not is_local(url), f"{url} is local"
+    _check_name(url)
+    protocol, _, rest = url.partition("://")
     with telling(url):
         if not is_hadoop(url):
-            fs, path = fsspec.core.url_to_fs(url)
-            return fs, path
-        protocol, _, rest = url.partition("://")
-        place, slash, path = rest.partition("/")
+            # Not by url_to_fs: to it, `::` chains file systems.
+            known = fsspec.get_filesystem_class(protocol)
+            root, path = known.root_marker, known._strip_protocol(url)
+            return known(**known._get_kwargs_from_urls(url)), path if path.startswith(root) else root + path
+        place, _, path = rest.partition("/")
         if os.getpid() != _first_pid():
             # Measured: with its parent's client for ever, with one of its own for 20 s or more, not always.
             raise ValueError("this process was forked after HDFS was used, the client would hang; start it by spawn")
-        return _hadoop(protocol, place, kind), urllib.parse.unquote(slash + path) or "/"
+        return _hadoop(protocol, place, kind), "/" + "/".join(filter(None, path.split("/")))
+
+
+def list_sizes(fs: Any, path: str) -> dict[str, int]:
+    """Give the bytes of each file below a path, by its name from there on; that of the path itself is empty."""
+    if _is_native(fs):  # fsspec's `find` leaves out directories that cannot be read, without a word
+        try:
+            found = {one.path: int(one.length) for one in fs.client.list_status(path, True) if not one.isdir}
+        except FileNotFoundError:
+            return {}
+    else:
+        found = {name: int(info["size"]) for name, info in fs.find(path, detail=True).items()}
+    start = len(path.rstrip("/")) + 1
+    return {name[start:]: found[name] for name in sorted(found)}
+
+
+def remove(fs: Any, path: str) -> None:
+    """Delete a file, or a directory and what is in it; nothing happens where there is none."""
+    if not fs.exists(path):
+        return
+    if _is_native(fs):
+        fs.rm(path, recursive=True)
+        return
+    # Not by `rm`: it takes names with `*`, `?` and brackets for patterns.
+    found = {path: fs.info(path), **fs.find(path, withdirs=True, detail=True)}
+    for name in sorted(found, reverse=True):
+        if found[name]["type"] != "directory":
+            fs.rm_file(name)
+        else:
+            with suppress(FileNotFoundError):  # where directories are but the names of what is in them
+                fs.rmdir(name)
+
+
+def move(fs: Any, source: str, target: str) -> None:
+    """Rename a file or directory; a file that stands there is replaced."""
+    if _is_native(fs):
+        fs.mv(source, target, overwrite=True)
+        return
+    # Not by `mv`: it takes names with `*`, `?` and brackets for patterns.
+    found = fs.find(source)
+    if not found:
+        raise FileNotFoundError(source)
+    for name in found:
+        fs.cp_file(name, target + name[len(source) :])
+    remove(fs, source)
+
+
+def _is_native(fs: Any) -> bool:
+    return fs.protocol in {"hdfs", "viewfs"}
+
+
+def _check_name(url: str) -> None:
+    """Refuse names that no file can have, or that a file system would take for another one."""
+    names = url.split("/")[3:]
+    wrong = None
+    if "." in names or ".." in names:
+        wrong = "`.` and `..` stand for other directories"
+    elif "\0" in url or any("\ud800" <= letter <= "\udfff" for letter in url):
+        wrong = "a name is UTF-8 without a zero byte"
+    elif is_hadoop(url) and any(":" in name for name in names):
+        wrong = "HDFS has no names with a colon"
+    if wrong:
+        raise StorageError(f"{url!r} names no file\n  {wrong}\n  choose another name")
 
 
 @functools.cache
@@ -242,15 +317,18 @@ def _first_pid() -> int:
 @functools.cache
 def _hadoop(protocol: str, place: str, kind: str) -> Any:
     """Open one client a service; fsspec would keep one a thread, and make the name of a service small letters."""
-    host, colon, port = place.rpartition(":")
-    where = {"host": host, "port": int(port)} if colon else {"host": place or None}
-    return fsspec.filesystem(protocol, skip_instance_cache=True, **where, **_CLIENT_TRIES[kind])
+    found = _PLACE.fullmatch(place)
+    host, port = (found["host"] or None, found["port"]) if found else (place, None)
+    where = {"host": host, "port": int(port) if port else None}
+    fs = fsspec.filesystem(protocol, skip_instance_cache=True, **where, **_CLIENT_TRIES[kind])
+    fs._strip_protocol = str  # its own takes each path for a URL, and cuts it at `#`, `?` and `;`
+    return fs
 
 
 def _call(url: str, act: Act[T], *, silent_part: int) -> T:
+    fs, path = resolve(url)
     with telling(url):
-        fs, path = resolve(url)
-        return act(fs, path) if is_local(url) else _persist(url, lambda: act(fs, path), silent_part=silent_part)
+        return _persist(url, lambda: act(fs, path), silent_part=silent_part)
 
 
 def _persist(url: str, act: Callable[[], T], *, silent_part: int) -> T:
