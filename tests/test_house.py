@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "toolkit"
-GROUND = ["errors", "log", "topology", "remote", "lock", "storage", "config", "rundir", "distributed"]
+GROUND = ["errors", "log", "fields", "topology", "remote", "lock", "storage", "config", "rundir", "distributed"]
 TRADES = ["plan", "cluster", "data", "model", "checkpoint", "monitor", "health"]
 DOORS = {
     "submitit": ["cluster/"],

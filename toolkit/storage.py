@@ -52,6 +52,12 @@ def join(url: str, *parts: str) -> str:
     return "/".join([url.rstrip("/"), *parts])
 
 
+def is_inner(name: str) -> bool:
+    """Whether a name that stands in a file means a file below its directory, on any file system: pure."""
+    is_plain = not any(letter in "\0\\" or "\ud800" <= letter <= "\udfff" for letter in name)
+    return is_plain and not {"", ".", ".."} & set(name.split("/"))
+
+
 def open_file(url: str, mode: Literal["rb", "wb"]) -> IO[Any]:
     """Open a file; when writing, its directory is made first.
 
@@ -250,13 +256,15 @@ def copy_files(
     Args:
         source: directory to read.
         target: directory to write into; files that stand there are replaced, others stay.
-        names: paths relative to both.
+        names: paths relative to both, below them.
         xxh3: what the content must be, of names for which that is known.
         report: called from several threads.
 
     Returns:
         The xxh3-128 of each file by its name.
     """
+    for name in names:
+        _refuse_outside(target, name)
 
     def copy(name: str) -> str:
         return copy_file(join(source, name), join(target, name), xxh3=xxh3.get(name), report=report)
@@ -302,6 +310,19 @@ class _LocalWriter(io.FileIO):
     def write(self, data: Any) -> int:
         with remote.telling(self._url):
             return super().write(data)
+
+
+def _refuse_outside(target: str, name: str) -> None:
+    """Refuse to write where `..` or a link would lead out of a directory."""
+    is_below = is_inner(name)
+    if is_below and is_local(target):
+        base = Path(os.path.realpath(local_path(target)))
+        is_below = Path(os.path.realpath(local_path(join(target, name)).parent)).is_relative_to(base)
+    if not is_below:
+        raise StorageError(
+            f"{name!r} does not lie below {target}\n  a copy writes only there\n"
+            "  remove the link, or take another source: this one names files outside of it"
+        )
 
 
 def _refuse_stream(url: str) -> None:
