@@ -93,6 +93,8 @@ def make_plan(asked: Preparation, *, tokenizer: Any) -> Plan:
         )
     if not 0 < asked.validation < 1:
         raise DataError(f"validation={asked.validation}\n  it is a part of the documents: between 0 and 1")
+    if asked.span_bytes is not None and asked.span_bytes < 1:
+        raise DataError(f"span_bytes={asked.span_bytes}\n  a span is text of at least a byte\n  leave --span-bytes out")
     options = {key: value for key, value in asdict(asked).items() if key not in {"inputs", "tokenizer"}}
     inputs = tuple(identify_inputs(find_inputs(asked.inputs), column=asked.column))
     options["span_bytes"] = asked.span_bytes or choose_span_bytes(inputs)
