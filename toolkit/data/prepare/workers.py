@@ -1,6 +1,7 @@
 """Processes of this machine that take tasks one by one; none outlives the process that started them."""
 
 import multiprocessing
+import signal
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
@@ -33,7 +34,7 @@ def run_tasks(tasks: Sequence[T], work: Callable[[T, Report], None], *, num_work
         for _ in range(min(num_workers, len(tasks))):
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs, work), daemon=True)
-            process.start()
+            _start_deaf(process)
             theirs.close()  # so that each side sees the other's end
             workers.append((process, ours))
         _hand_out(tasks, [connection for _, connection in workers], report)
@@ -42,6 +43,15 @@ def run_tasks(tasks: Sequence[T], work: Callable[[T, Report], None], *, num_work
             connection.close()
             process.terminate()
             process.join()
+
+
+def _start_deaf(process: Any) -> None:
+    """Start a process that Ctrl-C does not reach: the one who started it ends it, without a trace of each."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()  # inherits what is blocked
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _hand_out(tasks: Sequence[T], free: list[Connection], report: Report) -> None:
