@@ -16,7 +16,7 @@ TOKENIZER_NAME = "tokenizer.json"
 
 _ITEM_BYTES = {"uint16": 2, "uint32": 4}
 _OFFSET_BYTES = 4  # where a document begins
-_MOST_OVERHEAD = 4096  # of the Arrow stream: its schema and padding take about 500 bytes
+_MOST_OVERHEAD = 1024  # of the Arrow stream: its schema and padding take 384 bytes (pyarrow 26.0, measured)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
