@@ -12,7 +12,7 @@ LARGEST = 2**63 - 1
 
 
 def build(declared: Any, value: Any, *, name: str = "") -> Any:
-    """Make a value of a declared type: a dataclass, int, float, str, bool, a tuple, a mapping, or None.
+    """Make a value of a declared type: a dataclass, int, float, str, bool, a tuple, a list, a mapping, or None.
 
     Args:
         declared: the type.
@@ -30,6 +30,8 @@ def build(declared: Any, value: Any, *, name: str = "") -> Any:
         return None if value is None else build(kinds[0], value, name=name)
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(build(inner[0], one, name=f"{name}[{number}]") for number, one in enumerate(value))
+    if origin is list and isinstance(value, list):
+        return [build(inner[0], one, name=f"{name}[{number}]") for number, one in enumerate(value)]
     if origin in {dict, Mapping} and isinstance(value, dict):
         return {key: build(inner[1], one, name=f"{name}.{key}") for key, one in value.items()}
     if declared is Any or (declared in {str, bool} and isinstance(value, declared)):
@@ -68,4 +70,4 @@ def _show(value: Any) -> str:
 
 def _say(declared: Any) -> str:
     words = {int: f"an integer from 0 to {LARGEST}", float: "a number", str: "a text", bool: "true or false"}
-    return words.get(declared, "a list" if get_origin(declared) is tuple else "an object")
+    return words.get(declared, "a list" if get_origin(declared) in {tuple, list} else "an object")

@@ -18,5 +18,8 @@ def run(main: Callable[[], int]) -> int:
         print(f"{error}\n  it was there, or should have been\n  check the path, and start again", file=sys.stderr)
         return EXIT_USAGE
     except KeyboardInterrupt:
-        print("stopped: what is done stays; start the same command again, and it goes on", file=sys.stderr)
+        print(
+            "stopped\n  OUT.partial keeps what is done\n  start the same command again: it goes on there",
+            file=sys.stderr,
+        )
         return 128 + signal.SIGINT

@@ -321,7 +321,12 @@ def _read_corpora(plan: Plan) -> dict[str, Any]:
         url = storage.join(folder, _CORPUS)
         if storage.exists(url):
             with storage.open_file(url, "rb") as file:
-                found[folder] = json.loads(file.read())
+                try:
+                    found[folder] = json.loads(file.read())
+                except (ValueError, RecursionError) as error:
+                    raise DataError(
+                        f"{url} is damaged: {error}\n  it is copied into the manifest\n  delete it"
+                    ) from error
     return found
 
 
