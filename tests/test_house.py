@@ -10,7 +10,19 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "toolkit"
-GROUND = ["errors", "log", "fields", "topology", "remote", "lock", "storage", "config", "rundir", "distributed"]
+GROUND = [
+    "errors",
+    "log",
+    "fields",
+    "topology",
+    "remote",
+    "lock",
+    "trees",
+    "storage",
+    "config",
+    "rundir",
+    "distributed",
+]
 TRADES = ["plan", "cluster", "data", "model", "checkpoint", "monitor", "health"]
 DOORS = {
     "submitit": ["cluster/"],

@@ -22,7 +22,7 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
@@ -244,54 +244,6 @@ def resolve(url: str, *, kind: str = "calls") -> tuple[Any, str]:
             # Measured: with its parent's client for ever, with one of its own for 20 s or more, not always.
             raise ValueError("this process was forked after HDFS was used, the client would hang; start it by spawn")
         return _hadoop(protocol, place, kind), "/" + "/".join(filter(None, path.split("/")))
-
-
-def list_sizes(fs: Any, path: str) -> dict[str, int]:
-    """Give the bytes of each file below a path, by its name from there on; that of the path itself is empty."""
-    if _is_native(fs):  # fsspec's `find` leaves out directories that cannot be read, without a word
-        try:
-            found = {one.path: int(one.length) for one in fs.client.list_status(path, True) if not one.isdir}
-        except FileNotFoundError:
-            return {}
-    else:
-        found = {name: int(info["size"]) for name, info in fs.find(path, detail=True).items()}
-    start = len(path.rstrip("/")) + 1
-    return {name[start:]: found[name] for name in sorted(found)}
-
-
-def remove(fs: Any, path: str) -> None:
-    """Delete a file, or a directory and what is in it; nothing happens where there is none."""
-    if not fs.exists(path):
-        return
-    if _is_native(fs):
-        fs.rm(path, recursive=True)
-        return
-    # Not by `rm`: it takes names with `*`, `?` and brackets for patterns.
-    found = {path: fs.info(path), **fs.find(path, withdirs=True, detail=True)}
-    for name in sorted(found, reverse=True):
-        if found[name]["type"] != "directory":
-            fs.rm_file(name)
-        else:
-            with suppress(FileNotFoundError):  # where directories are but the names of what is in them
-                fs.rmdir(name)
-
-
-def move(fs: Any, source: str, target: str) -> None:
-    """Rename a file or directory; a file that stands there is replaced."""
-    if _is_native(fs):
-        fs.mv(source, target, overwrite=True)
-        return
-    # Not by `mv`: it takes names with `*`, `?` and brackets for patterns.
-    found = fs.find(source)
-    if not found:
-        raise FileNotFoundError(source)
-    for name in found:
-        fs.cp_file(name, target + name[len(source) :])
-    remove(fs, source)
-
-
-def _is_native(fs: Any) -> bool:
-    return fs.protocol in {"hdfs", "viewfs"}
 
 
 def _check_name(url: str) -> None:

@@ -18,7 +18,7 @@ from typing import IO, Any, Literal, TypeVar
 
 import xxhash
 
-from toolkit import remote
+from toolkit import remote, trees
 from toolkit.errors import StorageError
 
 log = logging.getLogger(__name__)
@@ -119,9 +119,9 @@ def file_sizes(url: str) -> dict[str, int]:
         By the file's path relative to the directory, sorted; of a file, that is empty.
     """
     if not is_local(url):
-        return remote.ask(url, remote.list_sizes)
+        return remote.ask(url, trees.list_sizes)
     with remote.telling(url):
-        found = dict(_local_sizes(local_path(url)))
+        found = dict(trees.local_sizes(local_path(url)))
     return {name: found[name] for name in sorted(found)}
 
 
@@ -141,13 +141,13 @@ def rename(source: str, target: str) -> None:
             os.replace(local_path(source), local_path(target))
         return
     target_path = remote.resolve(target)[1]
-    remote.order(source, lambda fs, path: remote.move(fs, path, target_path))
+    remote.order(source, lambda fs, path: trees.move(fs, path, target_path))
 
 
 def remove_tree(url: str) -> None:
     """Delete a file or a link, or a directory and what is in it; nothing happens where there is none."""
     if not is_local(url):
-        remote.order(url, remote.remove)
+        remote.order(url, trees.remove)
         return
     path = local_path(url)
     with remote.telling(url), suppress(FileNotFoundError, NotADirectoryError):
@@ -333,24 +333,6 @@ def _refuse_stream(url: str) -> None:
             f"{url} is a pipe, a socket or a device\n  what is read must be a file: it is read more than once\n"
             "  write its content to a file, and give that"
         )
-
-
-def _local_sizes(path: Path) -> Iterator[tuple[str, int]]:
-    """Walk a directory; a link counts as what it leads to, and as empty where that is nothing."""
-    if not path.is_dir():
-        if path.exists():
-            yield "", path.stat().st_size
-        return
-    for folder, _, names in os.walk(path, onerror=_raise_unless_gone):
-        for name in names:
-            file = Path(folder, name)
-            with suppress(FileNotFoundError):
-                yield str(file.relative_to(path)), file.stat().st_size if file.exists() else 0
-
-
-def _raise_unless_gone(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError):
-        raise error
 
 
 def _repeat_whole(act: Callable[[], T]) -> T:
