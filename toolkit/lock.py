@@ -14,7 +14,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from toolkit import remote
@@ -140,8 +140,9 @@ def _tell_no_locks(folder: str, reason: str) -> None:
 def _write_holder(descriptor: int) -> None:
     since = time.strftime("%Y-%m-%d %H:%M:%S %Z")
     text = f"host {os.uname().nodename}, pid {os.getpid()}, user {_user()}, since {since}\n"
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, text.encode(), 0)
+    with suppress(OSError):  # on a full disk it is held all the same, by an unknown one
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, text.encode(), 0)
 
 
 def _user() -> str:
