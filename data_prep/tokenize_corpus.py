@@ -12,11 +12,11 @@ import sys
 from dataclasses import MISSING, asdict, fields
 from typing import Any
 
+from toolkit.cli.script import run
 from toolkit.data.manifest import read_manifest
 from toolkit.data.prepare.bar import show_progress
 from toolkit.data.prepare.preparation import Preparation, name_partial
 from toolkit.data.prepare.tokens import begin, merge, progress, run_spans, summarize
-from toolkit.errors import ToolkitError
 from toolkit.launch.prepare import hand_in, stands
 
 
@@ -49,11 +49,7 @@ def main() -> int:
     asked = parser.parse_args()
     if bool(asked.inputs) != bool(asked.tokenizer) or (asked.slurm and not asked.inputs):
         parser.error("inputs and --tokenizer are needed together; with neither, it goes on with what was begun")
-    try:
-        summary = carry_out(asked, {field.name: getattr(asked, field.name) for field in fields(Preparation)})
-    except ToolkitError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    summary = carry_out(asked, {field.name: getattr(asked, field.name) for field in fields(Preparation)})
     print(json.dumps(summary) if asked.json else "\n".join(f"{name:<18} {text}" for name, text in summary.items()))
     return 0
 
@@ -77,4 +73,4 @@ def carry_out(asked: argparse.Namespace, options: dict[str, Any]) -> dict[str, A
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -11,17 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "toolkit"
 GROUND = [
-    "redact",
-    "modes",
-    "errors",
-    "log",
-    "topology",
-    "remote",
-    "storage",
-    "records",
-    "config",
-    "rundir",
-    "meeting",
+    *("redact", "modes", "errors", "log", "fields", "topology", "remote", "lock", "trees", "storage"),
+    *("records", "config", "rundir", "meeting"),
     "distributed",
 ]
 TRADES = ["plan", "cluster", "data", "model", "checkpoint", "monitor", "health"]

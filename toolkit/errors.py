@@ -84,6 +84,12 @@ class RecordError(ToolkitError):
     """A file of a run is damaged, or may not be read."""
 
 
+class HeldError(ToolkitError):
+    """Somebody else is at work on the same thing."""
+
+    exit_code = EXIT_REFUSED
+
+
 class TryAgainError(ToolkitError):
     """A passing trouble of the machine: the same job may succeed when it is started again."""
 

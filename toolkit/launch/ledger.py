@@ -1,15 +1,15 @@
 """What happened to a run so far: one line an attempt, and what its ranks said when they failed."""
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from toolkit import records, storage
 from toolkit.errors import RecordError
-from toolkit.launch.nodes import lock
+from toolkit.lock import hold_briefly
 from toolkit.modes import private_files
 from toolkit.redact import redact
 from toolkit.rundir import RunDir
@@ -139,11 +139,9 @@ def change_attempt(run_dir: RunDir, attempt: str, **fields: Any) -> None:
         _write(run_dir.attempts_path, [replace(one, **fields) if one.attempt == attempt else one for one in known])
 
 
-@contextmanager
-def _locked(run_dir: RunDir) -> Iterator[None]:
+def _locked(run_dir: RunDir) -> AbstractContextManager[None]:
     """Hold the attempts for a change: an attempt that is given up may tell its end while the next one begins."""
-    with run_dir.attempts_lock_path.open("ab") as file, lock(file.fileno(), run_dir.attempts_lock_path):
-        yield
+    return hold_briefly(run_dir.attempts_lock_path)
 
 
 def _write(path: Path, attempts: Sequence[Attempt]) -> None:

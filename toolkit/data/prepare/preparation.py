@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from toolkit import storage
@@ -15,6 +15,7 @@ from toolkit.data.shard import MAX_TOKENS
 from toolkit.data.text.readers import Reading
 from toolkit.data.text.sources import Input, find_inputs, identify, identify_inputs
 from toolkit.errors import DataError
+from toolkit.fields import build
 
 PLAN = "plan.json"
 
@@ -101,6 +102,8 @@ def make_plan(asked: Preparation, *, tokenizer: Any) -> Plan:
         )
     if not 0 < asked.validation < 1:
         raise DataError(f"validation={asked.validation}\n  it is a part of the documents: between 0 and 1")
+    if asked.span_bytes is not None and asked.span_bytes < 1:
+        raise DataError(f"span_bytes={asked.span_bytes}\n  a span is text of at least a byte\n  leave --span-bytes out")
     options = {key: value for key, value in asdict(asked).items() if key not in _NOT_COMPARED}
     inputs = tuple(identify_inputs(find_inputs(asked.inputs), column=asked.column))
     options["span_bytes"] = asked.span_bytes or choose_span_bytes(inputs)
@@ -152,15 +155,16 @@ def read_plan(partial_dir: str) -> Plan:
     url = storage.join(partial_dir, PLAN)
     try:
         with storage.open_file(url, "rb") as file:
-            fields = json.loads(file.read())
+            plan: Plan = build(Plan, json.loads(file.read()))
+        if missing := {one.name for one in fields(Preparation)} - {"inputs", "tokenizer", *plan.options}:
+            raise ValueError(f"options.{min(missing)} is missing")
     except FileNotFoundError as error:
         raise DataError(f"no dataset is being made in {partial_dir}\n  it would have a {PLAN}") from error
-    groups = [tuple((rows, num_bytes) for rows, num_bytes in item.pop("row_groups")) for item in fields["inputs"]]
-    return Plan(
-        inputs=tuple(Input(**item, row_groups=pairs) for item, pairs in zip(fields["inputs"], groups, strict=True)),
-        options=fields["options"],
-        tokenizer=TokenizerIdentity(**fields["tokenizer"]),
-    )
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{url} is damaged: {error}\n  it says what the dataset is made from\n  delete {partial_dir}"
+        ) from error
+    return plan
 
 
 def check_inputs(inputs: Iterable[Input], *, column: str) -> None:

@@ -10,7 +10,8 @@ from toolkit import storage
 from toolkit.data.manifest import NAME as MANIFEST
 from toolkit.data.manifest import TOKENIZER_NAME, TokenizerIdentity
 from toolkit.data.prepare.control import Declared, find_end, read_declared
-from toolkit.data.text.sources import find_inputs, read_documents
+from toolkit.data.text.readers import Piece, Reading, read_batches
+from toolkit.data.text.sources import find_inputs
 from toolkit.errors import DataError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -103,7 +104,15 @@ def _parse(where: str, content: bytes) -> dict[str, Any]:
     return fields if isinstance(fields, dict) else {}
 
 
-def train_tokenizer(inputs: Sequence[str], *, column: str, vocab_size: int, path: Path) -> int:
+def train_tokenizer(
+    inputs: Sequence[str],
+    *,
+    column: str,
+    vocab_size: int,
+    path: Path,
+    on_error: str = "stop",
+    max_record_bytes: int = 8 << 20,
+) -> int:
     """Train a byte-level BPE on texts, write it, and give its real vocabulary size.
 
     Source: Radford et al. 2019 (GPT-2), byte-level BPE.
@@ -121,7 +130,9 @@ def train_tokenizer(inputs: Sequence[str], *, column: str, vocab_size: int, path
         show_progress=False,
     )
     names = find_inputs(inputs)
-    texts = (document.text for name in names for document in read_documents(name, column=column))
+    reading = Reading(column=column, on_error=on_error, max_record_bytes=max_record_bytes)
+    batches = (batch for name in names for batch in read_batches(Piece(path=name), reading=reading))
+    texts = (text.decode() for batch in batches for text in batch.texts)
     tokenizer.train_from_iterator(texts, trainer)
     storage.write_atomic(str(path), tokenizer.to_str(pretty=False).encode())
     return int(tokenizer.get_vocab_size())

@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from toolkit import storage
 from toolkit.data import manifest as manifests
 from toolkit.data.manifest import Manifest, read_manifest, write_manifest
+from toolkit.data.prepare.alone import hold_out, hold_span
 from toolkit.data.prepare.control import ControlCounter
 from toolkit.data.prepare.engines import (
     AUTO,
@@ -58,6 +60,7 @@ _CORPUS = "corpus.json"  # what filtering and deduplication wrote beside their o
 _SPLIT_FILES = ("state.json", "dataset_info.json")  # by these, and the next, `datasets.load_from_disk` opens it
 _DATASET_FILE = "dataset_dict.json"
 _AT_ONCE = 16
+_NAME_WAIT_S = 60.0
 _LISTED = 1000  # skipped records in a manifest; all are counted
 
 
@@ -110,11 +113,12 @@ def begin(asked: Preparation, out: str) -> str | None:
     """
     tokenizer = load_tokenizer(asked.tokenizer)
     plan = make_plan(asked, tokenizer=tokenizer)
-    if is_finished(plan, out):
-        return None
-    if not storage.exists(name_partial(out)):
-        _refuse_loss(asked, plan, tokenizer)
-    partial_dir = start(plan, tokenizer=tokenizer, out=out)
+    with _hold_name(out):
+        if is_finished(plan, out):
+            return None
+        if not storage.exists(name_partial(out)):
+            _refuse_loss(asked, plan, tokenizer)
+        partial_dir = start(plan, tokenizer=tokenizer, out=out)
     if storage.exists(storage.join(partial_dir, manifests.NAME)):  # killed in the last moment
         merge(partial_dir, out)
         return None
@@ -179,22 +183,11 @@ def merge(partial_dir: str, out: str) -> Manifest:
     Raises:
         DataError: spans are not done, or a split is empty.
     """
-    if storage.exists(storage.join(out, manifests.NAME)) and not storage.exists(partial_dir):
-        return read_manifest(out)  # merged before
-    if not storage.exists(storage.join(partial_dir, manifests.NAME)):
-        plan = read_plan(partial_dir)
-        missing = [str(span.number) for span in _find_open(partial_dir, plan.spans)]
-        if missing:
-            raise DataError(
-                f"{partial_dir}: {len(missing)} of {len(plan.spans)} spans are not done: {', '.join(missing[:10])}\n"
-                "  start the same command again: it goes on where it was"
-            )
-        records = [record for record in _read_records(partial_dir, plan.spans) if record is not None]
-        made = _make_manifest(partial_dir, plan, records)
-        _describe_for_datasets(partial_dir, made)
-        write_manifest(partial_dir, made)
-    _remove_strays(partial_dir, read_manifest(partial_dir))
-    storage.rename(partial_dir, out)
+    with _hold_name(out):
+        if storage.exists(storage.join(out, manifests.NAME)) and not storage.exists(partial_dir):
+            return read_manifest(out)  # merged before
+        _complete(partial_dir)
+        storage.rename(partial_dir, out)
     return read_manifest(out)
 
 
@@ -235,9 +228,20 @@ class _Worker:
         self._loaded: dict[str, Engine] = {}
 
     def work(self, span: Span, report: Report) -> None:
-        """Work on a span; who catches gigatoken tells all others by a file."""
+        """Work on a span that nobody else works on; who catches gigatoken tells all others by a file.
+
+        Raises:
+            HeldError: another process does.
+            DataError: bad input.
+        """
+        with hold_span(self._partial_dir, span.number):
+            self._work_alone(span, report)
+
+    def _work_alone(self, span: Span, report: Report) -> None:
         check_inputs([self._inputs[piece.path] for piece in span.pieces], column=self._rules.reading.column)
         engine, record = self._begin(span)
+        if record.is_done:
+            return  # by a process that has ended since it was looked at
         left = span.num_bytes - record.num_text_bytes
 
         def count_down(num_bytes: int) -> None:
@@ -294,6 +298,28 @@ def _find_open(partial_dir: str, spans: Sequence[Span]) -> list[Span]:
     ]
 
 
+def _complete(partial_dir: str) -> None:
+    """Write what makes a dataset of finished spans, and delete what only their making needed."""
+    if not storage.exists(storage.join(partial_dir, manifests.NAME)):
+        plan = read_plan(partial_dir)
+        missing = [str(span.number) for span in _find_open(partial_dir, plan.spans)]
+        if missing:
+            raise DataError(
+                f"{partial_dir}: {len(missing)} of {len(plan.spans)} spans are not done: {', '.join(missing[:10])}\n"
+                "  start the same command again: it goes on where it was"
+            )
+        records = [record for record in _read_records(partial_dir, plan.spans) if record is not None]
+        made = _make_manifest(partial_dir, plan, records)
+        _describe_for_datasets(partial_dir, made)
+        write_manifest(partial_dir, made)
+    _remove_strays(partial_dir, read_manifest(partial_dir))
+
+
+def _hold_name(out: str) -> AbstractContextManager[None]:
+    """Hold the name of a dataset while it is begun or completed: the tasks of an array begin at once, and wait."""
+    return hold_out(out, what=f"{out} is being begun or completed", wait_s=_NAME_WAIT_S)
+
+
 def _read_records(partial_dir: str, spans: Sequence[Span]) -> list[Record | None]:
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         return list(pool.map(lambda span: read_record(partial_dir, span.number), spans))
@@ -337,7 +363,12 @@ def _read_corpora(plan: Plan) -> dict[str, Any]:
         url = storage.join(folder, _CORPUS)
         if storage.exists(url):
             with storage.open_file(url, "rb") as file:
-                found[folder] = json.loads(file.read())
+                try:
+                    found[folder] = json.loads(file.read())
+                except (ValueError, RecursionError) as error:
+                    raise DataError(
+                        f"{url} is damaged: {error}\n  it is copied into the manifest\n  delete it"
+                    ) from error
     return found
 
 

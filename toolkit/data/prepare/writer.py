@@ -18,6 +18,7 @@ from toolkit.data.prepare.spans import Span
 from toolkit.data.shard import Tokens, write_tokens
 from toolkit.data.text.readers import Batch, Piece, Reading, Skipped, read_batches
 from toolkit.errors import DataError
+from toolkit.fields import build
 
 SPLITS = ("train", "validation")
 RECORDS = "records"
@@ -81,12 +82,17 @@ def read_record(partial_dir: str, span: int) -> Record | None:
     """Read the record of a span; None where it has not closed a shard yet."""
     try:
         with storage.open_file(_record_url(partial_dir, span), "rb") as file:
-            fields = json.loads(file.read())
+            record: Record = build(Record, json.loads(file.read()))
     except FileNotFoundError:
         return None
-    shards = {split: [ShardEntry(**entry) for entry in entries] for split, entries in fields.pop("shards").items()}
-    skipped = [Skipped(**broken) for broken in fields.pop("skipped")]
-    return Record(**fields, shards=shards, skipped=skipped)
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{_record_url(partial_dir, span)} is damaged: {error}\n  it says how far a span is\n"
+            "  delete it, and start the same command again"
+        ) from error
+    if not all(storage.is_inner(entry.path) for entries in record.shards.values() for entry in entries):
+        raise DataError(f"{_record_url(partial_dir, span)} names a shard outside of {partial_dir}\n  delete it")
+    return record
 
 
 def forget_record(partial_dir: str, span: int) -> None:
