@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from toolkit import storage
@@ -18,6 +18,7 @@ from toolkit.errors import DataError
 from toolkit.fields import build
 
 PLAN = "plan.json"
+_CORPUS = "corpus.json"  # what filtering and deduplication wrote beside their output
 
 _NOT_COMPARED = {"inputs", "tokenizer", "eos", "lossy"}  # told by others, or without effect on a token
 _BEFORE = {"keep_special": True}  # options of datasets from when there was no choice
@@ -156,7 +157,8 @@ def read_plan(partial_dir: str) -> Plan:
     try:
         with storage.open_file(url, "rb") as file:
             plan: Plan = build(Plan, json.loads(file.read()))
-        if missing := {one.name for one in fields(Preparation)} - {"inputs", "tokenizer", *plan.options}:
+        plan = replace(plan, options={**_BEFORE, **plan.options})
+        if missing := {one.name for one in fields(Preparation)} - {*_NOT_COMPARED, *plan.options}:
             raise ValueError(f"options.{min(missing)} is missing")
     except FileNotFoundError as error:
         raise DataError(f"no dataset is being made in {partial_dir}\n  it would have a {PLAN}") from error
@@ -165,6 +167,22 @@ def read_plan(partial_dir: str) -> Plan:
             f"{url} is damaged: {error}\n  it says what the dataset is made from\n  delete {partial_dir}"
         ) from error
     return plan
+
+
+def read_corpora(plan: Plan) -> dict[str, Any]:
+    """Read what was removed from the inputs and why, where that lies beside them."""
+    found = {}
+    for folder in sorted({item.path.rpartition("/")[0] for item in plan.inputs}):
+        url = storage.join(folder, _CORPUS)
+        if storage.exists(url):
+            with storage.open_file(url, "rb") as file:
+                try:
+                    found[folder] = json.loads(file.read())
+                except (ValueError, RecursionError) as error:
+                    raise DataError(
+                        f"{url} is damaged: {error}\n  it is copied into the manifest\n  delete it"
+                    ) from error
+    return found
 
 
 def check_inputs(inputs: Iterable[Input], *, column: str) -> None:

@@ -34,6 +34,7 @@ from toolkit.data.prepare.preparation import (
     is_finished,
     make_plan,
     name_partial,
+    read_corpora,
     read_plan,
     start,
 )
@@ -56,7 +57,6 @@ from toolkit.errors import DataError
 log = logging.getLogger(__name__)
 
 _DISTRUST = "distrust.json"  # there when gigatoken was caught: what it did is done again
-_CORPUS = "corpus.json"  # what filtering and deduplication wrote beside their output
 _SPLIT_FILES = ("state.json", "dataset_info.json")  # by these, and the next, `datasets.load_from_disk` opens it
 _DATASET_FILE = "dataset_dict.json"
 _AT_ONCE = 16
@@ -351,25 +351,9 @@ def _make_manifest(partial_dir: str, plan: Plan, records: Sequence[Record]) -> M
             "end_of_text": load_tokenizer(partial_dir).id_to_token(plan.tokenizer.eos_id),
             "num_skipped": sum(record.num_skipped for record in records),
             "skipped": [asdict(broken) for record in records for broken in record.skipped][:_LISTED],
-            "corpus": _read_corpora(plan),
+            "corpus": read_corpora(plan),
         },
     )
-
-
-def _read_corpora(plan: Plan) -> dict[str, Any]:
-    """Read what was removed from the inputs and why, where that lies beside them."""
-    found = {}
-    for folder in sorted({item.path.rpartition("/")[0] for item in plan.inputs}):
-        url = storage.join(folder, _CORPUS)
-        if storage.exists(url):
-            with storage.open_file(url, "rb") as file:
-                try:
-                    found[folder] = json.loads(file.read())
-                except (ValueError, RecursionError) as error:
-                    raise DataError(
-                        f"{url} is damaged: {error}\n  it is copied into the manifest\n  delete it"
-                    ) from error
-    return found
 
 
 def _remove_strays(partial_dir: str, made: Manifest) -> None:
