@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+from toolkit.cli.script import run
 from toolkit.data.manifest import read_manifest
 from toolkit.data.shard import verify_shard
 from toolkit.errors import ToolkitError
@@ -39,4 +40,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -12,9 +12,9 @@ import json
 import sys
 from pathlib import Path
 
+from toolkit.cli.script import run
 from toolkit.data.prepare.bar import show_progress
 from toolkit.data.quality.dedup import Deduplication, deduplicate
-from toolkit.errors import ToolkitError
 
 
 def main() -> int:
@@ -47,14 +47,10 @@ def main() -> int:
         inputs=tuple(asked.inputs), threshold=None if asked.exact_only else asked.threshold,
         column=asked.column, on_error=asked.on_error,
     )  # fmt: skip
-    try:
-        made = deduplicate(
-            wanted, asked.out, jobs=asked.jobs, memory_bytes=int(asked.memory_gib * 2**30), scratch=asked.scratch,
-            show=show_progress,
-        )  # fmt: skip
-    except ToolkitError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    made = deduplicate(
+        wanted, asked.out, jobs=asked.jobs, memory_bytes=int(asked.memory_gib * 2**30), scratch=asked.scratch,
+        show=show_progress,
+    )  # fmt: skip
     totals = {**made["totals"], "clusters": made["clusters"]}
     exact, near = (totals["removed"].get(kind, 0) for kind in ("exact", "near"))
     print(f"{asked.out}: {totals['documents_kept']:,} of {totals['documents_read']:,} documents kept")
@@ -69,4 +65,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -12,9 +12,9 @@ from dataclasses import asdict
 
 import numpy as np
 
+from toolkit.cli.script import run
 from toolkit.data.prepare.estimate import estimate_dataset
 from toolkit.data.prepare.preparation import Preparation
-from toolkit.errors import ToolkitError
 
 
 def main() -> int:
@@ -27,6 +27,7 @@ def main() -> int:
     add("--validation", type=float, default=0.01, help="part of the documents for validation (default: %(default)s)")
     add("--tokens-per-shard", type=int, default=100_000_000, help="largest shard (default: %(default)s)")
     add("--on-error", choices=["stop", "skip"], default="skip", help="about broken records (default: %(default)s)")
+    add("--max-record-bytes", type=int, default=8 << 20, help="longer records count as broken (default: %(default)s)")
     add("--engine", choices=["auto", "tokenizers", "gigatoken"], default="auto", help="default: %(default)s")
     add("--places", type=int, default=64, help="where to look (default: %(default)s)")
     add("--place-bytes", type=int, default=256 << 10, help="how much to read at each (default: %(default)s)")
@@ -34,17 +35,15 @@ def main() -> int:
     add("--json", action="store_true", help="print the figures as JSON on the last line")
     asked = parser.parse_args()
     options = {name: getattr(asked, name) for name in ("tokenizer", "column", "validation", "tokens_per_shard")}
-    try:
-        found = estimate_dataset(
-            Preparation(inputs=tuple(asked.inputs), on_error=asked.on_error, **options),
-            engine=asked.engine,
-            num_places=asked.places,
-            place_bytes=asked.place_bytes,
-            rng=np.random.default_rng([asked.seed, 0, 0]),
-        )
-    except ToolkitError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    found = estimate_dataset(
+        Preparation(
+            inputs=tuple(asked.inputs), on_error=asked.on_error, max_record_bytes=asked.max_record_bytes, **options
+        ),
+        engine=asked.engine,
+        num_places=asked.places,
+        place_bytes=asked.place_bytes,
+        rng=np.random.default_rng([asked.seed, 0, 0]),
+    )
     low, high = found.low_tokens / 1e6, found.high_tokens / 1e6
     print(f"tokens     {found.num_tokens / 1e6:,.1f} million, in 95 of 100 cases {low:,.1f} to {high:,.1f}")
     print(f"documents  {found.num_documents:,}")
@@ -57,4 +56,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

@@ -12,12 +12,12 @@ import json
 import sys
 from pathlib import Path
 
+from toolkit.cli.script import run
 from toolkit.data.prepare.bar import show_progress
 from toolkit.data.quality.filters import Filtering, filter_corpus
 from toolkit.data.quality.language import list_languages
 from toolkit.data.quality.privacy import list_regions
 from toolkit.data.quality.rules import load_rules
-from toolkit.errors import ToolkitError
 
 RULES = Path(__file__).parents[1] / "configs" / "filters" / "default.yaml"
 
@@ -39,13 +39,9 @@ def main() -> int:
     asked = parser.parse_args()
     if asked.jobs < 1:
         parser.error("--jobs must be at least 1")
-    try:
-        rules = load_rules(asked.rules, languages=list_languages(), regions=list_regions())
-        filtering = Filtering(inputs=tuple(asked.inputs), rules=rules, column=asked.column, on_error=asked.on_error)
-        made = filter_corpus(filtering, asked.out, jobs=asked.jobs, show=show_progress)
-    except ToolkitError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    rules = load_rules(asked.rules, languages=list_languages(), regions=list_regions())
+    filtering = Filtering(inputs=tuple(asked.inputs), rules=rules, column=asked.column, on_error=asked.on_error)
+    made = filter_corpus(filtering, asked.out, jobs=asked.jobs, show=show_progress)
     totals = made["totals"]
     read, kept = totals["documents_read"], totals["documents_kept"]
     print(f"{asked.out}: {kept:,} of {read:,} documents kept, {totals['num_skipped']:,} unreadable records left out")
@@ -59,4 +55,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

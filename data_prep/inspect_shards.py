@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from toolkit.cli.script import run
 from toolkit.data.manifest import read_manifest
 from toolkit.data.prepare.survey import Survey, survey_shards
-from toolkit.errors import ToolkitError
 
 
 def main() -> int:
@@ -28,20 +28,16 @@ def main() -> int:
     add("--seed", type=int, default=0, help="chooses the documents (default: %(default)s)")
     add("--json", action="store_true", help="print the figures as JSON on the last line")
     asked = parser.parse_args()
-    try:
-        manifest = read_manifest(asked.dataset)
-        entries = manifest.shards(asked.split)
-        wanted = min(asked.shards or len(entries), len(entries))
-        found = survey_shards(
-            asked.dataset,
-            [entries[number * len(entries) // wanted] for number in range(wanted)],
-            num_samples=asked.samples,
-            sample_tokens=asked.sample_tokens,
-            rng=np.random.default_rng([asked.seed, 0, 0]),
-        )
-    except ToolkitError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    manifest = read_manifest(asked.dataset)
+    entries = manifest.shards(asked.split)
+    wanted = min(asked.shards or len(entries), len(entries))
+    found = survey_shards(
+        asked.dataset,
+        [entries[number * len(entries) // wanted] for number in range(wanted)],
+        num_samples=asked.samples,
+        sample_tokens=asked.sample_tokens,
+        rng=np.random.default_rng([asked.seed, 0, 0]),
+    )
     print(f"{asked.dataset}: {asked.split}, {wanted} of {len(entries)} shards read")
     show(found)
     if asked.json:
@@ -68,4 +64,4 @@ def show(found: Survey) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

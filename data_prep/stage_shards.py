@@ -11,8 +11,8 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
+from toolkit.cli.script import run
 from toolkit.data.staging import Staged, stage
-from toolkit.errors import ToolkitError
 
 
 def main() -> int:
@@ -24,26 +24,22 @@ def main() -> int:
     asked = parser.parse_args()
     console = Console(stderr=True)
     started = time.monotonic()
-    try:
-        with Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        ) as progress:
-            task = progress.add_task("staging", total=None)
-            staged = stage(
-                asked.source,
-                asked.target,
-                begin=lambda num_bytes: progress.update(task, total=num_bytes),
-                report=lambda num_bytes: progress.advance(task, num_bytes),
-            )
-    except (ToolkitError, FileNotFoundError) as error:
-        print(error, file=sys.stderr)
-        return error.exit_code if isinstance(error, ToolkitError) else 2
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    ) as progress:
+        task = progress.add_task("staging", total=None)
+        staged = stage(
+            asked.source,
+            asked.target,
+            begin=lambda num_bytes: progress.update(task, total=num_bytes),
+            report=lambda num_bytes: progress.advance(task, num_bytes),
+        )
     show(staged, asked.target, seconds=time.monotonic() - started, as_json=asked.json)
     return 0
 
@@ -61,4 +57,4 @@ def show(staged: Staged, target: str, *, seconds: float, as_json: bool) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

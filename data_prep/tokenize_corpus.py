@@ -1,9 +1,8 @@
 """Turn text into a token dataset: Arrow shards that `datasets` opens, and a manifest.json.
 
 python data_prep/tokenize_corpus.py corpus.jsonl --tokenizer tokenizer.json --out data/corpus
-
-Started again, it goes on where it was. Inputs and output may be URLs (hdfs://...).
---slurm N spreads it over a cluster. Without: --task K --num-tasks N on each machine, then once with --out alone.
+Started again, it goes on where it was. Inputs and output may be URLs. --slurm N spreads it over a cluster.
+Without: --task K --num-tasks N on each machine, then once with --out alone.
 """
 
 import argparse
@@ -13,11 +12,11 @@ import sys
 from dataclasses import MISSING, asdict, fields
 from typing import Any
 
+from toolkit.cli.script import run
 from toolkit.data.manifest import read_manifest
 from toolkit.data.prepare.bar import show_progress
 from toolkit.data.prepare.preparation import Preparation, name_partial
 from toolkit.data.prepare.tokens import begin, merge, progress, run_spans, summarize
-from toolkit.errors import ToolkitError
 from toolkit.launch.prepare import hand_in, stands
 
 
@@ -36,6 +35,9 @@ def main() -> int:
     add("--on-error", choices=["stop", "skip"], help="what to do about a broken record (default: %(default)s)")
     add("--max-record-bytes", type=int, help="longer records count as broken (default: %(default)s)")
     add("--licence", help="licence of the text, recorded in the manifest")
+    add("--eos", metavar="TOKEN", help="what ends a text (default: what the tokenizer declares)")
+    add("--keep-special", action="store_true", help="control tokens in a text become control tokens, not text")
+    add("--lossy", action="store_true", help="take a tokenizer that loses text")
     add("--engine", choices=["auto", "tokenizers", "gigatoken"], default="auto", help="auto: the fastest that agrees")
     add("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: %(default)s, the cores)")
     add("--slurm", type=int, metavar="N", help="hand it in as N tasks of a job array (as the site profile says)")
@@ -47,13 +49,7 @@ def main() -> int:
     asked = parser.parse_args()
     if bool(asked.inputs) != bool(asked.tokenizer) or (asked.slurm and not asked.inputs):
         parser.error("inputs and --tokenizer are needed together; with neither, it goes on with what was begun")
-    if not 0 <= asked.task < asked.num_tasks:
-        parser.error("--task must lie between 0 and --num-tasks less 1")
-    try:
-        summary = carry_out(asked, {field.name: getattr(asked, field.name) for field in fields(Preparation)})
-    except ToolkitError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    summary = carry_out(asked, {field.name: getattr(asked, field.name) for field in fields(Preparation)})
     print(json.dumps(summary) if asked.json else "\n".join(f"{name:<18} {text}" for name, text in summary.items()))
     return 0
 
@@ -67,8 +63,8 @@ def carry_out(asked: argparse.Namespace, options: dict[str, Any]) -> dict[str, A
     if partial_dir is None or stands(asked.out):
         return summarize(read_manifest(asked.out))
     part = {"task": asked.task, "num_tasks": asked.num_tasks}
-    state = progress(partial_dir, **part)
     if not asked.status:
+        state = progress(partial_dir, **part)
         with show_progress("tokenizing", total_bytes=state.num_bytes, done_bytes=state.num_bytes_done) as report:
             run_spans(partial_dir, **part, engine=asked.engine, jobs=asked.jobs, report=report)
     if asked.status or asked.num_tasks > 1:
@@ -77,4 +73,4 @@ def carry_out(asked: argparse.Namespace, options: dict[str, Any]) -> dict[str, A
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

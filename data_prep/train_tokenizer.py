@@ -5,8 +5,8 @@ import json
 import sys
 from pathlib import Path
 
+from toolkit.cli.script import run
 from toolkit.data.prepare.tokenizer import train_tokenizer
-from toolkit.errors import ToolkitError
 
 
 def main() -> int:
@@ -17,17 +17,26 @@ def main() -> int:
     )
     parser.add_argument("--vocab-size", type=int, default=32_000, help="tokens to learn (default: %(default)s)")
     parser.add_argument("--column", default="text", help="field that holds the text (default: %(default)s)")
+    parser.add_argument(
+        "--on-error", choices=["stop", "skip"], default="stop", help="at a broken record (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--max-record-bytes", type=int, default=8 << 20, help="longer records count as broken (default: %(default)s)"
+    )
     parser.add_argument("--out", type=Path, required=True, help="tokenizer.json to write; one that exists is kept")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON on the last line")
     asked = parser.parse_args()
     if asked.out.is_file():
         print(f"{asked.out}: exists, kept (delete it to train another)")
         return 0
-    try:
-        size = train_tokenizer(asked.inputs, column=asked.column, vocab_size=asked.vocab_size, path=asked.out)
-    except ToolkitError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    size = train_tokenizer(
+        asked.inputs,
+        column=asked.column,
+        vocab_size=asked.vocab_size,
+        path=asked.out,
+        on_error=asked.on_error,
+        max_record_bytes=asked.max_record_bytes,
+    )
     short = f" (the text gives no more than that, {asked.vocab_size} were asked for)" if size < asked.vocab_size else ""
     print(f"{asked.out}: {size} tokens{short}")
     if asked.json:
@@ -36,4 +45,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main))

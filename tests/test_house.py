@@ -10,7 +10,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "toolkit"
-GROUND = ["errors", "log", "topology", "remote", "storage", "records", "config", "rundir", "meeting", "distributed"]
+GROUND = [
+    *("redact", "modes", "errors", "log", "fields", "topology", "remote", "lock", "trees", "storage"),
+    *("records", "config", "rundir", "meeting"),
+    "distributed",
+]
 TRADES = ["plan", "cluster", "data", "model", "checkpoint", "monitor", "health"]
 DOORS = {
     "submitit": ["cluster/"],

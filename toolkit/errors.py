@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from toolkit.redact import redact
+
 EXIT_DONE = 0
 EXIT_BUG = 1
 EXIT_USAGE = 2
@@ -25,14 +27,18 @@ class Problem:
         return cls(what, "\n  ".join(rest[:-1]), rest[-1] if rest else "")
 
     def __str__(self) -> str:
-        """Render as one line and two indented ones; an empty part takes no line."""
-        return "\n  ".join(part for part in (self.what, self.rule, self.remedy) if part)
+        """Render as one line and two indented ones; an empty part takes no line. Secrets are hidden."""
+        return redact("\n  ".join(part for part in (self.what, self.rule, self.remedy) if part))
 
 
 class ToolkitError(Exception):
     """Base of every error that a user can act on."""
 
     exit_code = EXIT_USAGE
+
+    def __str__(self) -> str:
+        """Give the text without the secrets that values, URLs or other programs' words may bring into it."""
+        return redact(super().__str__())
 
 
 class ProblemsError(ToolkitError):
@@ -76,6 +82,12 @@ class RunError(ToolkitError):
 
 class RecordError(ToolkitError):
     """A file of a run is damaged, or may not be read."""
+
+
+class HeldError(ToolkitError):
+    """Somebody else is at work on the same thing."""
+
+    exit_code = EXIT_REFUSED
 
 
 class TryAgainError(ToolkitError):

@@ -4,6 +4,9 @@ HDFS needs no Java: hdfs-native speaks its protocol. It reads the site's Hadoop 
 HADOOP_HOME/etc/hadoop): name services with several name nodes, security, viewfs mounts. Without Kerberos,
 HADOOP_USER_NAME says who is asking. With it (hadoop.security.authentication=kerberos), a ticket must be there
 before the program starts (`kinit`; KRB5CCNAME names its cache), and libgssapi_krb5 must be installed.
+
+What follows the service in a URL is a name: `#`, `?`, `;`, `%`, `*` and `::` stand for themselves, and nothing is
+decoded, as `hadoop fs` takes it. `resolve` is the one place where a URL becomes a path.
 """
 
 import errno
@@ -26,6 +29,7 @@ from typing import Any, TypeVar
 import fsspec
 
 from toolkit.errors import StorageError
+from toolkit.redact import redact
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +45,8 @@ _PASSING_DATA = ("DataTransferError", "ChecksumError", "BlocksNotFound")
 _PASSING_NATIVE = (*_PASSING_DATA, "InternalError", "OperationFailed")
 _PASSING_JAVA = ("SafeModeException", "RetriableException", "StandbyException", "ConnectException", "EOFException")
 _KERBEROS = ("GSSAPI", "libgssapi", "SASL")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_PLACE = re.compile(r"(?P<host>.*?)(?::(?P<port>\d+))?")
 _NO_TAKER = "could only be written to"  # also for some seconds after a name node has started
 
 _CLIENT_TRIES = {
@@ -68,7 +74,7 @@ def patience(seconds: float) -> Iterator[None]:
 
 def is_local(url: str) -> bool:
     """Whether a path names a file of this machine (or of a mounted file system)."""
-    return "://" not in url or url.startswith("file://")
+    return not _SCHEME.match(url) or url.startswith("file://")
 
 
 def ask(url: str, act: Act[T]) -> T:
@@ -220,17 +226,49 @@ class RemoteWriter(io.RawIOBase):
 
 
 def resolve(url: str, *, kind: str = "calls") -> tuple[Any, str]:
-    """Give the file system of a URL and the path in it; `kind` is one of `_CLIENT_TRIES`."""
+    """Give the file system of a URL and the path in it; `kind` is one of `_CLIENT_TRIES`.
+
+    Raises:
+        StorageError: there is no such file system, or nothing in it can have that name.
+    """
+    assert not is_local(url), f"{url} is local"
+    _check_name(url)
+    _refuse_secret(url)
+    protocol, _, rest = url.partition("://")
     with telling(url):
         if not is_hadoop(url):
-            fs, path = fsspec.core.url_to_fs(url)
-            return fs, path
-        protocol, _, rest = url.partition("://")
-        place, slash, path = rest.partition("/")
+            # Not by url_to_fs: to it, `::` chains file systems.
+            known = fsspec.get_filesystem_class(protocol)
+            root, path = known.root_marker, known._strip_protocol(url)
+            return known(**known._get_kwargs_from_urls(url)), path if path.startswith(root) else root + path
+        place, _, path = rest.partition("/")
         if os.getpid() != _first_pid():
             # Measured: with its parent's client for ever, with one of its own for 20 s or more, not always.
             raise ValueError("this process was forked after HDFS was used, the client would hang; start it by spawn")
-        return _hadoop(protocol, place, kind), urllib.parse.unquote(slash + path) or "/"
+        return _hadoop(protocol, place, kind), "/" + "/".join(filter(None, path.split("/")))
+
+
+def _check_name(url: str) -> None:
+    """Refuse names that no file can have, or that a file system would take for another one."""
+    names = url.split("/")[3:]
+    wrong = None
+    if "." in names or ".." in names:
+        wrong = "`.` and `..` stand for other directories"
+    elif "\0" in url or any("\ud800" <= letter <= "\udfff" for letter in url):
+        wrong = "a name is UTF-8 without a zero byte"
+    elif is_hadoop(url) and any(":" in name for name in names):
+        wrong = "HDFS has no names with a colon"
+    if wrong:
+        raise StorageError(f"{url!r} names no file\n  {wrong}\n  choose another name")
+
+
+def _refuse_secret(url: str) -> None:
+    """Refuse a URL with a password or a signature: manifests, plans and command lines tell URLs."""
+    if not is_local(url) and redact(url) != url:
+        raise StorageError(
+            f"{url}: the URL holds a secret\n  URLs are written to logs and manifests; all see command lines\n"
+            "  export FSSPEC_<PROTOCOL>_<OPTION> (FSSPEC_FTP_PASSWORD); see docs/security.md"
+        )
 
 
 @functools.cache
@@ -242,15 +280,18 @@ def _first_pid() -> int:
 @functools.cache
 def _hadoop(protocol: str, place: str, kind: str) -> Any:
     """Open one client a service; fsspec would keep one a thread, and make the name of a service small letters."""
-    host, colon, port = place.rpartition(":")
-    where = {"host": host, "port": int(port)} if colon else {"host": place or None}
-    return fsspec.filesystem(protocol, skip_instance_cache=True, **where, **_CLIENT_TRIES[kind])
+    found = _PLACE.fullmatch(place)
+    host, port = (found["host"] or None, found["port"]) if found else (place, None)
+    where = {"host": host, "port": int(port) if port else None}
+    fs = fsspec.filesystem(protocol, skip_instance_cache=True, **where, **_CLIENT_TRIES[kind])
+    fs._strip_protocol = str  # its own takes each path for a URL, and cuts it at `#`, `?` and `;`
+    return fs
 
 
 def _call(url: str, act: Act[T], *, silent_part: int) -> T:
+    fs, path = resolve(url)
     with telling(url):
-        fs, path = resolve(url)
-        return act(fs, path) if is_local(url) else _persist(url, lambda: act(fs, path), silent_part=silent_part)
+        return _persist(url, lambda: act(fs, path), silent_part=silent_part)
 
 
 def _persist(url: str, act: Callable[[], T], *, silent_part: int) -> T:

@@ -4,8 +4,8 @@ import io
 import logging
 import os
 import random
-import re
 import shutil
+import stat
 import time
 import uuid
 from collections import deque
@@ -18,7 +18,7 @@ from typing import IO, Any, Literal, TypeVar
 
 import xxhash
 
-from toolkit import remote
+from toolkit import remote, trees
 from toolkit.errors import StorageError
 
 log = logging.getLogger(__name__)
@@ -43,13 +43,19 @@ def local_path(url: str) -> Path:
 
 def make_absolute(url: str) -> str:
     """Make a local path independent of the directory one is in; anything else stays."""
-    is_name = re.match(r"\w+:(?!//)", url)  # datasets:NAME
+    is_name = url.startswith("datasets:")
     return url if is_name or not is_local(url) else str(local_path(url).absolute())
 
 
 def join(url: str, *parts: str) -> str:
     """Append names to a path or URL."""
     return "/".join([url.rstrip("/"), *parts])
+
+
+def is_inner(name: str) -> bool:
+    """Whether a name that stands in a file means a file below its directory, on any file system: pure."""
+    is_plain = not any(letter in "\0\\" or "\ud800" <= letter <= "\udfff" for letter in name)
+    return is_plain and not {"", ".", ".."} & set(name.split("/"))
 
 
 def open_file(url: str, mode: Literal["rb", "wb"]) -> IO[Any]:
@@ -62,6 +68,7 @@ def open_file(url: str, mode: Literal["rb", "wb"]) -> IO[Any]:
     if is_local(url):
         with remote.telling(url):
             if mode == "rb":
+                _refuse_stream(url)
                 return local_path(url).open("rb")
             local_path(url).parent.mkdir(parents=True, exist_ok=True)
             return io.BufferedWriter(_LocalWriter(url), _BUFFER_BYTES)
@@ -83,42 +90,47 @@ def read_file(url: str) -> bytes:
 
 def exists(url: str) -> bool:
     """Whether a file or directory exists."""
+    if is_local(url):
+        with remote.telling(url):
+            return os.path.exists(local_path(url))
     return remote.ask(url, lambda fs, path: bool(fs.exists(path)))
 
 
 def size(url: str) -> int:
     """Give the bytes of a file."""
+    if is_local(url):
+        with remote.telling(url):
+            return local_path(url).stat().st_size
     return remote.ask(url, lambda fs, path: int(fs.size(path)))
 
 
 def list_files(url: str, suffix: str = "") -> list[str]:
-    """List the files below a directory, sorted, under names that `open_file` takes."""
-    local = is_local(url)
-
-    def act(fs: Any, path: str) -> list[str]:
-        found = sorted(name for name in fs.find(path) if name.endswith(suffix))
-        return found if local else [fs.unstrip_protocol(name) for name in found]
-
-    return remote.ask(url, act)
+    """List the files below a directory, sorted, under names that `open_file` takes; of a file, itself."""
+    base = str(local_path(url).absolute()) if is_local(url) else url.rstrip("/")
+    return [join(base, name) if name else base for name in file_sizes(url) if (name or base).endswith(suffix)]
 
 
 def file_sizes(url: str) -> dict[str, int]:
     """Give the bytes of each file below a directory, in one listing.
 
+    Links to directories are not followed: what they lead to is not below.
+
     Returns:
-        By the file's path relative to the directory, sorted.
+        By the file's path relative to the directory, sorted; of a file, that is empty.
     """
-
-    def act(fs: Any, path: str) -> dict[str, int]:
-        found = fs.find(path, detail=True)
-        start = len(path.rstrip("/")) + 1
-        return {name[start:]: int(found[name]["size"]) for name in sorted(found)}
-
-    return remote.ask(url, act)
+    if not is_local(url):
+        return remote.ask(url, trees.list_sizes)
+    with remote.telling(url):
+        found = dict(trees.local_sizes(local_path(url)))
+    return {name: found[name] for name in sorted(found)}
 
 
 def make_dirs(url: str) -> None:
     """Make a directory and those above it; nothing happens where it exists."""
+    if is_local(url):
+        with remote.telling(url):
+            local_path(url).mkdir(parents=True, exist_ok=True)
+        return
     remote.ask(url, lambda fs, path: fs.makedirs(path, exist_ok=True))
 
 
@@ -129,19 +141,20 @@ def rename(source: str, target: str) -> None:
             os.replace(local_path(source), local_path(target))
         return
     target_path = remote.resolve(target)[1]
-    # Without it HDFS refuses; others (object stores) always replace.
-    replace = {"overwrite": True} if remote.is_hadoop(source) else {}
-    remote.order(source, lambda fs, path: fs.mv(path, target_path, **replace))
+    remote.order(source, lambda fs, path: trees.move(fs, path, target_path))
 
 
 def remove_tree(url: str) -> None:
-    """Delete a file, or a directory and what is in it; nothing happens where there is none."""
-
-    def act(fs: Any, path: str) -> None:
-        if fs.exists(path):
-            fs.rm(path, recursive=True)
-
-    remote.order(url, act)
+    """Delete a file or a link, or a directory and what is in it; nothing happens where there is none."""
+    if not is_local(url):
+        remote.order(url, trees.remove)
+        return
+    path = local_path(url)
+    with remote.telling(url), suppress(FileNotFoundError, NotADirectoryError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 @contextmanager
@@ -243,13 +256,15 @@ def copy_files(
     Args:
         source: directory to read.
         target: directory to write into; files that stand there are replaced, others stay.
-        names: paths relative to both.
+        names: paths relative to both, below them.
         xxh3: what the content must be, of names for which that is known.
         report: called from several threads.
 
     Returns:
         The xxh3-128 of each file by its name.
     """
+    for name in names:
+        _refuse_outside(target, name)
 
     def copy(name: str) -> str:
         return copy_file(join(source, name), join(target, name), xxh3=xxh3.get(name), report=report)
@@ -299,6 +314,29 @@ class _LocalWriter(io.FileIO):
     def write(self, data: Any) -> int:
         with remote.telling(self._url):
             return super().write(data)
+
+
+def _refuse_outside(target: str, name: str) -> None:
+    """Refuse to write where `..` or a link would lead out of a directory."""
+    is_below = is_inner(name)
+    if is_below and is_local(target):
+        base = Path(os.path.realpath(local_path(target)))
+        is_below = Path(os.path.realpath(local_path(join(target, name)).parent)).is_relative_to(base)
+    if not is_below:
+        raise StorageError(
+            f"{name!r} does not lie below {target}\n  a copy writes only there\n"
+            "  remove the link, or take another source: this one names files outside of it"
+        )
+
+
+def _refuse_stream(url: str) -> None:
+    """Refuse pipes, sockets and devices: to open one may wait for ever, and it has no size."""
+    mode = local_path(url).stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise StorageError(
+            f"{url} is a pipe, a socket or a device\n  what is read must be a file: it is read more than once\n"
+            "  write its content to a file, and give that"
+        )
 
 
 def _repeat_whole(act: Callable[[], T]) -> T:

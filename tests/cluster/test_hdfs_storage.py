@@ -10,13 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from hypothesis import HealthCheck, example, given, settings
 
 from tests.checkpoints import make_checkpoint
 from tests.dataset import make_dataset, make_texts, write_jsonl
 from tests.devcluster.minihdfs import Cluster
+from tests.names import check_name, names
 from toolkit import storage
 from toolkit.checkpoint import layout
-from toolkit.checkpoint.upload import download_checkpoint, list_remote, upload_checkpoint
+from toolkit.checkpoint.upload import delete_remote, download_checkpoint, list_remote, upload_checkpoint
 from toolkit.data.manifest import check_sizes, read_manifest
 from toolkit.data.prepare.tokens import load_tokenizer
 from toolkit.data.text.sources import find_inputs, read_documents
@@ -127,6 +129,28 @@ def test_a_corpus_is_read_in_place(tmp_path: Path, remote_dir: str) -> None:
     assert len(inputs) == 4
     for name in inputs:
         assert [document.text for document in read_documents(name, column="text")] == texts
+
+
+@settings(max_examples=4, deadline=None, derandomize=True, database=None,
+          suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
+@given(names(without=":"))
+@example("corpus#2")
+@example("corpus?v=2")
+@example("100%25")
+@example("*[ab]{c,d}")
+def test_a_name_means_itself_alone(remote_dir: str, name: str) -> None:
+    check_name(remote_dir, name, without=":")
+
+
+def test_of_checkpoints_whose_names_share_a_beginning_each_is_removed_alone(tmp_path: Path, remote_dir: str) -> None:
+    made = make_checkpoint(tmp_path, 10)
+    for run in ("run", "run#old", "run?old", "run;old"):
+        upload_checkpoint(made, f"{remote_dir}/{run}")
+    for run in ("run#old", "run?old", "run;old"):
+        delete_remote(list_remote(f"{remote_dir}/{run}")[10])
+    assert [list(list_remote(f"{remote_dir}/{run}")) for run in ("run", "run#old", "run?old", "run;old")] == [
+        [10], [], [], [],
+    ]  # fmt: skip
 
 
 def test_a_user_without_the_right_is_told_so(hdfs: Cluster, remote_dir: str) -> None:

@@ -21,6 +21,8 @@ from typing import Any
 import xxhash
 
 from toolkit.errors import CheckpointError
+from toolkit.fields import build
+from toolkit.storage import is_inner
 
 FORMAT_VERSION = 2
 """Format 1 (full tensors, an empty marker) is not read any more."""
@@ -257,7 +259,7 @@ def parse_index(data: bytes, *, mark: bytes, origin: str) -> Index:
     is_sound = mark == render_mark(data)
     try:
         fields = json.loads(data)
-        version = fields["format_version"]
+        version = fields.get("format_version") if isinstance(fields, dict) else None
         # A flipped bit may fake a version: it counts where the marker vouches for it, or was empty as in format 1.
         if version != FORMAT_VERSION and (is_sound or (mark == b"" and version == 1)):
             raise CheckpointError(
@@ -266,14 +268,17 @@ def parse_index(data: bytes, *, mark: bytes, origin: str) -> Index:
             )
         if not is_sound:
             raise DamagedError(f"{origin} does not have the checksum in {MARK_NAME}: one of the two is damaged")
-        return Index(**{**fields, "parts": tuple(_parse_part(part) for part in fields["parts"])})
-    except (ValueError, KeyError, TypeError) as error:
+        index: Index = build(Index, fields)
+        _check_parts(index.parts)
+        return index
+    except (ValueError, RecursionError) as error:
         raise DamagedError(f"{origin} is damaged: {error}") from error
 
 
 def parse_part(text: str) -> Part:
     """Understand a part that `render_part` wrote."""
-    return _parse_part(json.loads(text))
+    part: Part = build(Part, json.loads(text))
+    return part
 
 
 def render_part(part: Part) -> str:
@@ -281,9 +286,14 @@ def render_part(part: Part) -> str:
     return json.dumps(asdict(part))
 
 
-def _parse_part(fields: dict[str, Any]) -> Part:
-    slices = (Slice(**{**one, "shape": tuple(one["shape"])}) for one in fields["slices"])
-    return Part(**{**fields, "slices": tuple(slices)})
+def _check_parts(parts: Sequence[Part]) -> None:
+    """Compare what an index says of its parts with itself; ValueError says what cannot be."""
+    for part in parts:
+        if not is_inner(part.path) or "/" in part.path:
+            raise ValueError(f"a part is {part.path!r}, and must be a file in the directory of the checkpoint")
+        for one in part.slices:
+            if not one.start <= one.stop <= math.prod(one.shape):
+                raise ValueError(f"{part.path} has elements {one.start} to {one.stop} of {one.name}, of {one.shape}")
 
 
 def check_sizes(checkpoint_dir: Path, parts: Sequence[Part]) -> list[str]:
@@ -296,7 +306,9 @@ def check_sizes(checkpoint_dir: Path, parts: Sequence[Part]) -> list[str]:
         except OSError as error:
             problems.append(f"{path} is missing" if isinstance(error, FileNotFoundError) else f"{path}: {error}")
             continue
-        if num_bytes != part.num_bytes:
+        if path.is_symlink():
+            problems.append(f"{path} is a link, and a checkpoint holds its parts itself")
+        elif num_bytes != part.num_bytes:
             problems.append(f"{path} has {num_bytes} bytes instead of {part.num_bytes}")
     return problems
 

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from toolkit.checkpoint.layout import Index, Slice
+from toolkit.checkpoint.layout import DamagedError, Index, Slice
 from toolkit.errors import CheckpointError
 
 
@@ -52,7 +52,7 @@ class TensorReader:
         for one, path in self._find(name):
             if one.start <= reached < min(one.stop, stop):
                 end = min(one.stop, stop)
-                stored = self._file(path).get_slice(f"{kind}/{name}")
+                stored = self._slice(path, f"{kind}/{name}")
                 pieces.append(stored[reached - one.start : end - one.start])
                 reached = end
         if reached < stop:
@@ -64,7 +64,23 @@ class TensorReader:
             raise CheckpointError(f"{self._dir} has no parameter {name}; it has {', '.join(self.names()[:5])} ...")
         return self._slices[name]
 
+    def _slice(self, path: str, key: str) -> Any:
+        try:
+            return self._file(path).get_slice(key)
+        except SafetensorError as error:
+            raise DamagedError(
+                f"{self._dir / path} lacks {key}: {error}\n  the index of the checkpoint names it\n"
+                "  use another checkpoint"
+            ) from error
+
     def _file(self, path: str) -> Any:
         if path not in self._open:
-            self._open[path] = safe_open(self._dir / path, framework="pt").__enter__()  # type: ignore[no-untyped-call]
+            try:
+                handle = safe_open(self._dir / path, framework="pt").__enter__()  # type: ignore[no-untyped-call]
+            except (OSError, SafetensorError) as error:
+                raise DamagedError(
+                    f"{self._dir / path} cannot be read: {error}\n  the index of the checkpoint names it\n"
+                    "  use another checkpoint"
+                ) from error
+            self._open[path] = handle
         return self._open[path]

@@ -21,10 +21,12 @@ def upload_checkpoint(checkpoint_dir: Path, url: str) -> str:
         Where it is; readers trust it once its marker is there, which is written last.
 
     Raises:
-        CheckpointError: the local one is partial.
-        StorageError: it is damaged, or could not be copied; what was copied is not trusted.
+        CheckpointError: the local one is partial, or a part is missing.
+        StorageError: a part is damaged, or could not be copied; what was copied is not trusted.
     """
     index = layout.read_index(checkpoint_dir)
+    if wrong := layout.check_sizes(checkpoint_dir, index.parts):
+        raise DamagedError(f"{wrong[0]}\n  the index of {checkpoint_dir} says so\n  delete or rename that directory")
     target = storage.join(url, checkpoint_dir.name)
     local_index = storage.read_file(str(checkpoint_dir / INDEX_NAME))
     if storage.exists(storage.join(target, MARK_NAME)):
@@ -164,7 +166,10 @@ class Mirror:
 
 def _copy_parts(source: str, target: str, index: Index) -> None:
     sums = {part.path: part.xxh3 for part in index.parts}
-    storage.copy_files(source, target, list(sums), xxh3=sums)
+    try:
+        storage.copy_files(source, target, list(sums), xxh3=sums)
+    except FileNotFoundError as error:
+        raise DamagedError(f"{error}\n  the index of {source} names it\n  use another checkpoint") from error
 
 
 def _read_index(checkpoint_url: str) -> Index:

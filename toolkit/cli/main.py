@@ -22,6 +22,8 @@ from toolkit.launch.handin import carry_out
 from toolkit.launch.identity import load_asked, read_config
 from toolkit.launch.planning import Site, plan_over_nodes, rank_layouts, read_site
 from toolkit.launch.snapshot import checkout_dir
+from toolkit.log import hide_secrets
+from toolkit.modes import private_files
 from toolkit.monitor.sinks import sync_wandb
 from toolkit.plan.report import plan_text
 from toolkit.plan.search import Wish
@@ -32,6 +34,7 @@ console = Console(soft_wrap=True, highlight=False, markup=False)
 
 def main(arguments: Sequence[str]) -> int:
     """Run a verb; give the exit code."""
+    hide_secrets()
     parser = _parser()
     asked, words = parser.parse_known_args(arguments)  # argparse wants all positionals in one place, people do not
     if not hasattr(asked, "settings") or any(word.startswith("-") for word in words):
@@ -281,6 +284,7 @@ def _logs(asked: argparse.Namespace) -> None:
     follow.print_log(_find(asked), rank=asked.rank, follow=asked.follow)
 
 
+@private_files()
 def _halt(asked: argparse.Namespace) -> None:
     run_dir = _find(asked)
     done = halt(run_dir, how=asked.how)
@@ -297,6 +301,7 @@ def _config(asked: argparse.Namespace) -> None:
     show.print_config(_load(asked), console, origin=asked.origin, as_json=asked.json)
 
 
+@private_files()
 def _sync(asked: argparse.Namespace) -> None:
     sent = sync_wandb(_find(asked))
     print(f"sent {len(sent)} attempts: {', '.join(sent)}" if sent else "nothing to send")

@@ -29,14 +29,15 @@ from toolkit.launch.measured import describe_measured
 from toolkit.launch.prepare import PreparationJobs
 from toolkit.monitor import metrics
 from toolkit.monitor.history import newest_steps, read_first_step
+from toolkit.redact import redact_values
 from toolkit.rundir import RunDir
 
 _SHOWN_NODES = 4
 
 
 def print_json(value: Any) -> None:
-    """Print a value as JSON."""
-    print(json.dumps(value, indent=1))
+    """Print a value as JSON, without secrets."""
+    print(json.dumps(redact_values(value), indent=1))
 
 
 def list_runs(root: Path) -> list[RunDir]:
@@ -269,7 +270,8 @@ def _number(value: float | None) -> str:
 
 def print_config(loaded: Loaded, console: Console, *, origin: bool, as_json: bool) -> None:
     """Print every value, with where it comes from if asked."""
-    values = {f"{s}.{key}": value for s, section in to_dict(loaded.config).items() for key, value in section.items()}
+    sections = redact_values(to_dict(loaded.config))
+    values = {f"{s}.{key}": value for s, section in sections.items() for key, value in section.items()}
     if as_json:
         rows = {key: {"value": value, "origin": loaded.origins[key]} for key, value in values.items()}
         print_json(rows if origin else values)

@@ -30,6 +30,7 @@ from toolkit.cluster.tasks import (
     start_task,
     tell_to_end,
 )
+from toolkit.modes import PRIVATE_UMASK
 
 KILL_WAIT_S = 15.0  # from SIGTERM to SIGKILL; Slurm's KillWait is 30
 SURVIVORS_S = 6.0  # the same, for the tasks that outlive a failed one: as in sbatch/tasks.sh
@@ -83,6 +84,9 @@ class Controller:
         self.job_dir = job_dir
         self.spec: dict[str, Any] = json.loads((job_dir / "spec.json").read_text(encoding="utf-8"))
         self.nodes = choose_nodes(self.spec["nodes"], exclude=self.spec["exclude"])
+        self.umask = os.umask(
+            PRIVATE_UMASK
+        )  # tasks have that of the shell that submitted; the job's own files are private
         self.known: dict[str, Any] = dict(read_state(job_dir) or {})
         pid, pid_time = own_identity()
         self._tell(pid=pid, pid_time=pid_time, restarts=0, nodes=self.nodes)
@@ -317,6 +321,7 @@ class Controller:
             node=self.nodes[node],
             variables={**variables, **own},
             log_path=log_dir / f"{rank if log is None else log}.out",
+            umask=self.umask,
         )
 
     def _variables(self, attempt: str) -> dict[str, str]:

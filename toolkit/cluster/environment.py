@@ -35,7 +35,7 @@ _FOR_JOBS = (
     *("__LMOD_*", "_ModuleTable*", "__MODULES_*", "CONDA_*", "_CONDA_*", "MAMBA_*", "VIRTUAL_ENV"),
     *("PYTHONPATH", "PYTHONUSERBASE", "SPACK_*"),
     # keys and addresses of what a run reads and writes
-    *("WANDB_*", "HF_*", "HUGGINGFACE_*", "HADOOP_*", "HDFS_*", "JAVA_HOME", "KRB5*", "AWS_*", "GOOGLE_*"),
+    *("WANDB_*", "HF_*", "HUGGINGFACE_*", "HADOOP_*", "HDFS_*", "JAVA_HOME", "KRB5*", "AWS_*", "GOOGLE_*", "FSSPEC_*"),
     *("*_proxy", "*_PROXY", "SSL_CERT_*", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
     "TOOLKIT_PYTHON",
 )

@@ -27,6 +27,7 @@ from toolkit.cluster.partitions import GpuGroup, Node, NodeLoad, PartitionLimits
 from toolkit.cluster.shell import write_setup
 from toolkit.cluster.spec import JobSpec
 from toolkit.errors import ClusterError
+from toolkit.modes import private_files
 
 PARTITION = "local"
 MAX_NODES = 64
@@ -59,7 +60,8 @@ class LocalCluster:
         """Start a controller for the job."""
         self.check(spec)
         script = self.render(spec)
-        storage.write_atomic(str(script_path), script.encode())
+        with private_files():
+            storage.write_atomic(str(script_path), script.encode())
         return self._start(asdict(spec), script)
 
     def own_jobs(self) -> list[JobStatus]:
@@ -91,11 +93,13 @@ class LocalCluster:
         return self._start({**spec, **changed}, script)
 
     def _start(self, spec: Mapping[str, Any], script: str) -> str:
-        job_id, job_dir = self._new_job_dir()
-        (job_dir / "script.sh").write_text(script, encoding="utf-8")
-        storage.write_atomic(str(job_dir / "spec.json"), json.dumps(spec, default=str, indent=1).encode())
-        write_state(job_dir, {"state": JobState.PENDING, "submit_time": time.time()})
-        with (job_dir / "controller.log").open("ab") as log:
+        with private_files():
+            job_id, job_dir = self._new_job_dir()
+            (job_dir / "script.sh").write_text(script, encoding="utf-8")
+            storage.write_atomic(str(job_dir / "spec.json"), json.dumps(spec, default=str, indent=1).encode())
+            write_state(job_dir, {"state": JobState.PENDING, "submit_time": time.time()})
+            log = (job_dir / "controller.log").open("ab")
+        with log:  # the controller keeps the umask of the shell for its tasks
             controller = subprocess.Popen(
                 [sys.executable, "-m", "toolkit.cluster.controller", str(job_dir)],
                 env=environ_for_job(os.environ, pass_env=spec["pass_env"]),

@@ -33,6 +33,7 @@ from toolkit.cluster.script import render_script
 from toolkit.cluster.spec import JobSpec
 from toolkit.cluster.view import JOB_COLUMNS, read_view
 from toolkit.errors import ClusterError
+from toolkit.modes import private_files
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,8 @@ class SlurmCluster:
 
     def submit(self, spec: JobSpec, *, script_path: Path) -> str:
         """Hand the script to sbatch."""
-        storage.write_atomic(str(script_path), self.render(spec).encode())
+        with private_files():
+            storage.write_atomic(str(script_path), self.render(spec).encode())
         environ = environ_for_job(os.environ, pass_env=spec.pass_env)
         return self._hand_in([str(script_path)], act=f"submit {spec.name}", mark=spec.mark, environ=environ)
 

@@ -40,7 +40,9 @@ def share_threads(num_ranks: int, *, cpus_per_task: int) -> int:
     return min(cpus_per_task, max(1, (os.cpu_count() or 1) // num_ranks))
 
 
-def start_task(command: Sequence[str], *, rank: int, node: str, variables: Mapping[str, str], log_path: Path) -> Task:
+def start_task(
+    command: Sequence[str], *, rank: int, node: str, variables: Mapping[str, str], log_path: Path, umask: int
+) -> Task:
     """Start a process in a session of its own, so that its children are signalled with it; it dies with its parent."""
     log_path.parent.mkdir(parents=True, exist_ok=True)
     setpriv = shutil.which("setpriv")
@@ -52,6 +54,7 @@ def start_task(command: Sequence[str], *, rank: int, node: str, variables: Mappi
             stdout=log,
             stderr=log,
             start_new_session=True,
+            umask=umask,
         )
     return Task(rank=rank, node=node, process=process)
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from toolkit.config.kinds import Place
 from toolkit.config.owned import FLAGS, find_misfits, find_owned, find_shapeless, owner_of
+from toolkit.config.private import find_secrets
 from toolkit.config.schema import RunConfig
 from toolkit.errors import Problem
 
@@ -224,18 +225,10 @@ def _flags(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
             yield "cluster.sbatch_extra", what, "sbatch takes it for an escape, also inside quotes", "leave it out"
 
 
-_SECRET = re.compile(r"(API_?KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL)", re.IGNORECASE)
-
-
 def _secrets(cfg: RunConfig) -> Iterator[tuple[str, str, str, str]]:
     must = "scripts, logs and the run directory never hold secrets"
-    remedy = "export it in the shell that submits, or keep it in the tool's own file (wandb login)"
-    for name in cfg.cluster.env:
-        if _SECRET.search(name):
-            yield "cluster.env", f"cluster.env.{name} looks like a secret", must, remedy
-    for line in cfg.cluster.setup:
-        if re.search(rf"\b\w*{_SECRET.pattern}\w*=", line, re.IGNORECASE):
-            yield "cluster.setup", "a line of cluster.setup looks like a secret", must, remedy
+    for key, what, remedy in find_secrets(cfg):
+        yield key, what, must, remedy
 
 
 _RULES: tuple[_Rule, ...] = (

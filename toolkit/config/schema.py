@@ -95,6 +95,8 @@ class DataSection:
     Named on the command line without data.path, it gets a place of its own in data/."""
     tokenizer: PathOrUrl | None = None
     """What turns `source` into tokens: a tokenizer.json (also a URL), a directory with one, or a name on the Hub."""
+    eos: Filled | None = None
+    """Token of `tokenizer` that ends a text. None: the one that the tokenizer declares."""
     column: Filled = "text"
     """Field of a record of `source` that holds the text."""
     validation: Annotated[float, Range(1e-6, 0.5)] = 0.01
@@ -283,7 +285,7 @@ class ClusterSection:
     """Shell lines run on each job's first node before the ranks start (module load ...). The gate tries them where the
     run is submitted, if they do no more than to change the shell's environment."""
     env: dict[Variable, str] = field(default_factory=dict)
-    """Environment variables for every rank. Never a secret: they are written to the script."""
+    """Environment variables for every rank. Never a secret: they are written to the script (docs/security.md)."""
     pass_env: list[Annotated[str, Matches(r"[^\s=]+", "it is the name of a variable, or its beginning and *")]] = field(
         default_factory=list
     )

@@ -8,10 +8,15 @@ from typing import Any
 
 from toolkit import storage
 from toolkit.errors import DataError
+from toolkit.fields import build
 
 FORMAT_VERSION = 1
 NAME = "manifest.json"
 TOKENIZER_NAME = "tokenizer.json"
+
+_ITEM_BYTES = {"uint16": 2, "uint32": 4}
+_OFFSET_BYTES = 4  # where a document begins
+_MOST_OVERHEAD = 1024  # of the Arrow stream: its schema and padding take 384 bytes (pyarrow 26.0, measured)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,21 +91,48 @@ def read_manifest(dataset_dir: str) -> Manifest:
     try:
         with storage.open_file(path, "rb") as file:
             fields = json.loads(file.read())
-        if fields["format_version"] != FORMAT_VERSION:
-            raise DataError(f"{path} has format {fields['format_version']}; this toolkit reads {FORMAT_VERSION}")
-        splits = {
-            name: tuple(ShardEntry(**entry) for entry in entries) for name, entries in fields.pop("splits").items()
-        }
-        tokenizer = TokenizerIdentity(**fields.pop("tokenizer"))
-        return Manifest(**fields, tokenizer=tokenizer, splits=splits)
+        version = fields.get("format_version") if isinstance(fields, dict) else None
+        if type(version) is int and version != FORMAT_VERSION:
+            raise DataError(f"{path} has format {version}\n  this toolkit reads {FORMAT_VERSION}\n  prepare it again")
+        manifest: Manifest = build(Manifest, fields)
+        _check(manifest)
+        return manifest
     except FileNotFoundError as error:
         state = "is unfinished: it has no" if storage.exists(dataset_dir) else "does not exist, so there is no"
         raise DataError(
             f"token dataset {dataset_dir} {state} {NAME}\n  a complete dataset has one\n"
             f"  make it: python data_prep/tokenize_corpus.py TEXT --tokenizer TOKENIZER --out {dataset_dir}"
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is damaged: {error}\n  prepare the dataset again") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{path} is damaged: {error}\n  it says what the shards are\n  prepare the dataset again"
+        ) from error
+
+
+def _check(manifest: Manifest) -> None:
+    """Compare what a manifest says with itself; ValueError says what cannot be."""
+    if manifest.dtype not in _ITEM_BYTES:
+        raise ValueError(f"dtype is {manifest.dtype!r}, and must be {' or '.join(_ITEM_BYTES)}")
+    tokenizer, num_ids = manifest.tokenizer, 256 ** _ITEM_BYTES[manifest.dtype]
+    if not tokenizer.eos_id < tokenizer.vocab_size <= num_ids:
+        raise ValueError(
+            f"tokenizer.vocab_size={tokenizer.vocab_size}, tokenizer.eos_id={tokenizer.eos_id}, "
+            f"but a {manifest.dtype} holds ids below {num_ids}"
+        )
+    seen: set[str] = set()
+    for split, entries in manifest.splits.items():
+        for entry in entries:
+            if not storage.is_inner(entry.path) or entry.path in seen:
+                raise ValueError(
+                    f"a shard of {split} is {entry.path!r}, and each must be another file below the dataset"
+                )
+            seen.add(entry.path)
+            content = entry.num_tokens * _ITEM_BYTES[manifest.dtype] + (entry.num_documents + 1) * _OFFSET_BYTES
+            if not content <= entry.num_bytes <= content + _MOST_OVERHEAD:
+                raise ValueError(
+                    f"{entry.path} cannot hold {entry.num_tokens} tokens in {entry.num_documents} documents "
+                    f"in {entry.num_bytes} bytes"
+                )
 
 
 def check_sizes(dataset_dir: str, shards: Sequence[ShardEntry]) -> list[str]:

@@ -40,6 +40,7 @@ from toolkit.launch.nodes import CRASH, NodeLedger, choose_exclusions
 from toolkit.launch.placement import usable_nodes
 from toolkit.launch.verdict import BY_SCHEDULER, NODE_FAIL, PREEMPTED, Ending, blame, decide, first_line
 from toolkit.log import setup_logging
+from toolkit.modes import PRIVATE_UMASK
 from toolkit.monitor.history import newest_steps
 from toolkit.rundir import RunDir
 
@@ -238,6 +239,7 @@ def main(run_root: Path, code: int) -> int:
     # A time limit that is reached now must not end the run; Slurm leaves KillWait until it kills.
     signal.signal(signal.SIGTERM, lambda *_: None)
     setup_logging(rank=0, node="after")
+    os.umask(PRIVATE_UMASK)
     run_dir = RunDir(run_root)
     job = read_own_job(os.environ, patience_s=_PATIENCE_S)
     if (refusal := run_dir.refusal_path(job.attempt)).is_file():

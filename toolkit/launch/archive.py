@@ -9,6 +9,8 @@ from toolkit.checkpoint.upload import upload_checkpoint
 from toolkit.errors import RunError
 from toolkit.rundir import RunDir
 
+_PASSING = (".lock", ".partial")  # of files that are there for moments, while something else is written
+
 
 def upload_run(run_dir: RunDir, url: str, *, report: Callable[[int], None]) -> list[str]:
     """Copy all files of a run below a URL: its complete checkpoints, then everything else.
@@ -32,6 +34,7 @@ def upload_run(run_dir: RunDir, url: str, *, report: Callable[[int], None]) -> l
     checkpoints = Path(run_dir.checkpoints_dir.name)
     for step in layout.list_steps(run_dir.checkpoints_dir):
         upload_checkpoint(layout.step_dir(run_dir.checkpoints_dir, step=step), storage.join(url, checkpoints.name))
-    names = [name for name in storage.file_sizes(str(run_dir.root)) if not Path(name).is_relative_to(checkpoints)]
+    found = [name for name in storage.file_sizes(str(run_dir.root)) if not Path(name).is_relative_to(checkpoints)]
+    names = [name for name in found if not name.endswith(_PASSING)]
     storage.copy_files(str(run_dir.root), url, names, xxh3={}, report=report)
     return names

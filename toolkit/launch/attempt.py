@@ -42,6 +42,7 @@ from toolkit.monitor.sinks import Sinks, open_sinks
 from toolkit.plan.costs import layer_costs, train_flops_per_token
 from toolkit.plan.hardware import find_hardware
 from toolkit.plan.split import split_layers
+from toolkit.redact import redact_values
 from toolkit.rundir import RunDir
 from toolkit.train.cadence import failure_rate
 from toolkit.train.loop import End, Outcome, Surroundings, Training
@@ -281,8 +282,8 @@ def _open_sinks(cfg: RunConfig, run_dir: RunDir, world: World, *, step: int) -> 
 
 
 def to_plain(cfg: RunConfig) -> dict[str, object]:
-    """Give what W&B shows of a configuration: all but the job's environment and shell lines."""
-    sections = to_dict(cfg)
+    """Give what W&B shows of a configuration: all but the job's environment, shell lines and secrets."""
+    sections = redact_values(to_dict(cfg))
     sections["cluster"] = {k: v for k, v in sections["cluster"].items() if k not in {"env", "setup"}}
     return dict(sections)
 

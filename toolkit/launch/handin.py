@@ -22,6 +22,7 @@ from toolkit.launch.progress import accept_loss, put_aside
 from toolkit.launch.rehearsal import claim, hand_in
 from toolkit.launch.snapshot import freeze_code
 from toolkit.launch.submit import Request
+from toolkit.modes import private_files
 from toolkit.plan.search import plan_text
 from toolkit.rundir import RunDir
 
@@ -44,8 +45,9 @@ def carry_out(request: Request) -> str:
 def _alone(run_dir: RunDir) -> Iterator[None]:
     """Hold the directory of a run: of two that submit it at once, one is told so before anything is written."""
     try:
-        run_dir.root.mkdir(parents=True, exist_ok=True)
-        file = run_dir.submit_lock_path.open("ab")
+        with private_files():
+            run_dir.root.mkdir(parents=True, exist_ok=True)
+            file = run_dir.submit_lock_path.open("ab")
     except OSError as error:
         raise _no_place(run_dir, error) from error
     with file:
@@ -98,6 +100,7 @@ def _carry_out_alone(request: Request) -> str:
     return job_id
 
 
+@private_files()
 def _hand_in(request: Request) -> str:
     """Hand in the job of the run, behind that of its rehearsal where there is one; give its id."""
     if request.rehearsal is None:
@@ -115,6 +118,7 @@ def _hand_in(request: Request) -> str:
         raise
 
 
+@private_files()
 def _write_run_dir(request: Request) -> Request:
     """Write what the job will read; give the request with the identity of the run and the place of its code."""
     run_dir = request.run_dir

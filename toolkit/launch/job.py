@@ -8,12 +8,16 @@ from pathlib import Path
 from toolkit import storage
 from toolkit.errors import EXIT_DONE, ToolkitError
 from toolkit.launch.introduce import introduce
+from toolkit.log import hide_secrets
+from toolkit.modes import PRIVATE_UMASK
 from toolkit.rundir import RunDir
 from toolkit.train.stop import StopFlag
 
 
 def main(run_root: Path) -> int:
     """Run one rank to the end of the attempt; give its exit code."""
+    hide_secrets()
+    os.umask(PRIVATE_UMASK)  # the job may have been handed in by hand
     stop = StopFlag()
     run_dir = RunDir(run_root)
     if os.environ.get("SLURM_PROCID") == "0" and (code := _introduce(run_dir)) != EXIT_DONE:

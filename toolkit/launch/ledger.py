@@ -1,15 +1,17 @@
 """What happened to a run so far: one line an attempt, and what its ranks said when they failed."""
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from toolkit import records, storage
 from toolkit.errors import RecordError
-from toolkit.launch.nodes import lock
+from toolkit.lock import hold_briefly
+from toolkit.modes import private_files
+from toolkit.redact import redact
 from toolkit.rundir import RunDir
 
 
@@ -98,6 +100,7 @@ def find_job_record(run_dir: RunDir) -> JobRecord | None:
         return JobRecord(scheduler="auto", job_id="", attempts_before=0)
 
 
+@private_files()
 def write_job_record(run_dir: RunDir, job: JobRecord) -> None:
     """Record the newest job of a run."""
     storage.write_atomic(str(run_dir.job_path), (json.dumps(asdict(job)) + "\n").encode())
@@ -136,11 +139,9 @@ def change_attempt(run_dir: RunDir, attempt: str, **fields: Any) -> None:
         _write(run_dir.attempts_path, [replace(one, **fields) if one.attempt == attempt else one for one in known])
 
 
-@contextmanager
-def _locked(run_dir: RunDir) -> Iterator[None]:
+def _locked(run_dir: RunDir) -> AbstractContextManager[None]:
     """Hold the attempts for a change: an attempt that is given up may tell its end while the next one begins."""
-    with run_dir.attempts_lock_path.open("ab") as file, lock(file.fileno(), run_dir.attempts_lock_path):
-        yield
+    return hold_briefly(run_dir.attempts_lock_path)
 
 
 def _write(path: Path, attempts: Sequence[Attempt]) -> None:
@@ -164,7 +165,8 @@ def read_refusals(run_dir: RunDir) -> dict[str, str]:
 def write_failure(run_dir: RunDir, attempt: str, failure: Failure) -> None:
     """Leave a rank's last word."""
     path = run_dir.failure_path(attempt, rank=failure.rank)
-    storage.write_atomic(str(path), json.dumps(asdict(failure)).encode())
+    told = replace(failure, error=redact(failure.error))
+    storage.write_atomic(str(path), json.dumps(asdict(told)).encode())
 
 
 def read_failures(run_dir: RunDir, attempt: str) -> list[Failure]:

@@ -12,7 +12,7 @@ from typing import Any
 from toolkit import storage
 from toolkit.launch.expected import Expected, find_expected
 from toolkit.launch.ledger import Attempt, read_attempts
-from toolkit.launch.nodes import lock
+from toolkit.lock import hold_briefly
 from toolkit.monitor import metrics
 from toolkit.monitor.history import newest_steps
 from toolkit.plan.calibration import CALIBRATION, Measurement, add_measurement, read_measurements
@@ -156,8 +156,7 @@ def keep_measurement(run_dir: RunDir) -> str:
 
 
 def _add(path: Path, new: Measurement) -> None:
-    lock_path = path.with_suffix(".lock")
-    with lock_path.open("ab") as file, lock(file.fileno(), lock_path):
+    with hold_briefly(path.with_suffix(".lock")):
         kept = add_measurement(read_measurements(path), new)
         storage.write_atomic(str(path), (json.dumps(kept, indent=1) + "\n").encode())
 

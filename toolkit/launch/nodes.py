@@ -1,18 +1,15 @@
 """Nodes that failed, for all runs below one directory: who is left out of the next job, why, and until when."""
 
-import errno
-import fcntl
 import json
 import logging
 import os
-import random
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from toolkit import records, remote
+from toolkit.lock import hold_briefly
+from toolkit.modes import private_files, share_like_folder
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +20,6 @@ _HOURS = 24.0
 _MOST_HOURS = 30 * 24.0
 _CRASHES = 2  # attempts that a node may kill
 _CRASH_MEMORY_S = 7 * 86400.0
-_LOCK_S = 10.0
 # What a rank says when its node's parts fail; an illegal memory access or a lost connection may be anybody's.
 _NODE_MARKS = (
     "uncorrectable ecc",
@@ -122,9 +118,12 @@ class NodeLedger:
 
     def _append(self, line: str) -> None:
         with remote.telling(str(self.path)):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab+") as file, lock(file.fileno(), self.path):
+            with private_files():
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            with hold_briefly(self.path.with_suffix(".lock")), self.path.open("ab+") as file:
                 size = os.fstat(file.fileno()).st_size
+                if size == 0:
+                    share_like_folder(self.path)  # a job's umask would keep it from the other users of the runs
                 is_torn = size > 0 and os.pread(file.fileno(), 1, size - 1) != b"\n"
                 os.write(file.fileno(), f"{chr(10) if is_torn else ''}{line}\n".encode())
                 os.fsync(file.fileno())
@@ -205,19 +204,3 @@ def _count_terms(events: Sequence[NodeEvent]) -> int:
             count += 1
         until = max(until, event.expires)
     return count
-
-
-@contextmanager
-def lock(descriptor: int, path: Path) -> Iterator[None]:
-    """Hold a file for one write; after a while, or where there are no locks, the write is done without."""
-    deadline = time.monotonic() + _LOCK_S
-    while True:
-        try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except OSError as error:
-            if error.errno not in {errno.EACCES, errno.EAGAIN} or time.monotonic() > deadline:
-                log.warning("%s cannot be locked (%s); writing without", path, error.strerror)
-                break
-            time.sleep(random.uniform(0.005, 0.02))
-    yield  # closing the file gives the lock back

@@ -32,6 +32,7 @@ from toolkit.data.prepare.tokenizer import load_tokenizer
 from toolkit.data.prepare.tokens import begin, progress
 from toolkit.data.text.hub import PREFIX as HUB_PREFIX
 from toolkit.launch.snapshot import checkout_dir, freeze_code, name_code
+from toolkit.modes import private_files
 
 _FINISH = "finish"
 _SCRIPT = "data_prep.tokenize_corpus"  # by -m: a script's folder, not the frozen code, would head its path
@@ -56,14 +57,18 @@ def ask_for(data: DataSection) -> tuple[Preparation, str]:
     assert data.tokenizer is not None, "data.tokenizer is not set"
     assert data.path is not None, "data.path is not set"
     asked = Preparation(
-        inputs=tuple(data.source), tokenizer=data.tokenizer, column=data.column, validation=data.validation
+        inputs=tuple(data.source),
+        tokenizer=data.tokenizer,
+        eos=data.eos,
+        column=data.column,
+        validation=data.validation,
     )
     return asked, data.path
 
 
 def name_dataset(data: DataSection) -> str:
     """Choose a place for the dataset of a source that has none: the same for the same source and options."""
-    words = json.dumps([data.source, data.tokenizer, data.column, data.validation])
+    words = json.dumps([data.source, data.tokenizer, data.column, data.validation, *filter(None, [data.eos])])
     stem = Path(data.source[0].rstrip("/").rpartition(":")[2]).name.split(".")[0]
     return f"data/{stem}-{xxhash.xxh3_64_hexdigest(words.encode())[:8]}"
 
@@ -184,8 +189,9 @@ def submit_jobs(jobs: PreparationJobs, cluster: Cluster) -> str | None:
     partial_dir = begin(jobs.asked, jobs.out)
     if partial_dir is None:
         return None
-    work_dir = freeze_code(jobs.jobs_dir / "code")
-    (jobs.jobs_dir / "logs").mkdir(exist_ok=True)
+    with private_files():  # the jobs themselves keep the umask of the shell: it is that of the dataset
+        work_dir = freeze_code(jobs.jobs_dir / "code")
+        (jobs.jobs_dir / "logs").mkdir(exist_ok=True)
     todo = _open_tasks(partial_dir, num_tasks=jobs.num_tasks)
     if todo and share_id is None:
         mark = follower_mark(owner, finish.replace(_FINISH, "share"))
@@ -195,7 +201,8 @@ def submit_jobs(jobs: PreparationJobs, cluster: Cluster) -> str | None:
     merge = replace(jobs.merge, dependency=dependency, work_dir=work_dir, mark=follower_mark(owner, finish))
     job_id = cluster.submit(merge, script_path=jobs.jobs_dir / "merge.sbatch")
     job = {"scheduler": cluster.name, "job_id": job_id, "state_dir": str(jobs.jobs_dir.parents[1] / ".cluster")}
-    storage.write_atomic(str(jobs.jobs_dir / "job.json"), (json.dumps(job) + "\n").encode())
+    with private_files():
+        storage.write_atomic(str(jobs.jobs_dir / "job.json"), (json.dumps(job) + "\n").encode())
     return job_id
 
 

@@ -33,6 +33,7 @@ from toolkit.launch.prepare import stands
 from toolkit.launch.shrink import ON_CPU, ON_GPU, shrink
 from toolkit.launch.snapshot import freeze_code, name_code
 from toolkit.launch.start import ask_whether
+from toolkit.modes import private_files
 from toolkit.rundir import RunDir
 
 log = logging.getLogger(__name__)
@@ -204,7 +205,7 @@ def claim(rehearsal: Rehearsal) -> Iterator[None]:
         StorageError: the folder cannot be written.
     """
     folder, name = rehearsal.folder, rehearsal.run_dir.name
-    with _writes(folder):
+    with _writes(folder), private_files():
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / "lock").open("ab")
     with file:
@@ -243,6 +244,7 @@ def _in_use(name: str, how: str, folder: Path) -> RunError:
     )
 
 
+@private_files()
 def hand_in(rehearsal: Rehearsal, *, code_dir: Path | None, dependency: str | None) -> str:
     """Write the directory of a claimed rehearsal and hand its job in; give the job's id.
 

@@ -49,7 +49,7 @@ def freeze_code(code_dir: Path, *, source_dir: Path | None = None) -> Path:
         for source in _list_files(source_dir):
             target = beside / source.relative_to(source_dir)
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, target)
+            shutil.copyfile(source, target)  # without its mode
         _compile(beside, lives_in=frozen)
         beside.rename(frozen)
     storage.write_atomic(str(code_dir / _NEWEST), f"{frozen.name}\n".encode())

@@ -1,6 +1,10 @@
 """Duplicates: found at their similarity, the first in input order stays, and nothing else decides anything."""
 
+import hashlib
+import itertools
 import json
+import operator
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.corpus import StoppedError, change_words, make_prose, read_bytes, read_texts, show_nothing, stop_at
-from toolkit.data.quality.clusters import flatten, join
+from toolkit.data.quality.clusters import Signatures, cluster, flatten, join, write_signatures
 from toolkit.data.quality.dedup import NUM_HASHES, Deduplication, bands_for, chance, deduplicate, sign
 from toolkit.errors import DataError
 
@@ -149,3 +153,75 @@ def test_joining_gives_every_document_the_smallest_of_its_cluster(pairs: list[tu
         for a, b in pairs:
             expected = [min(expected[a], expected[b]) if one in (expected[a], expected[b]) else one for one in expected]
     assert labels.tolist() == expected
+
+
+def make_signatures(place: Path, rows: list[list[int]], *, texts: list[int], bands: int) -> Signatures:
+    """Write the signatures of made-up documents: equal numbers in `texts` stand for equal texts."""
+    minhashes = np.array(rows, np.uint64).reshape(len(rows), -1)
+    halves = [(hash_of_number(text), text) for text in texts]
+    with write_signatures(place, 0, bands=bands) as writer:
+        writer.add(halves, minhashes)
+    return Signatures(place, [len(rows)], hashes=minhashes.shape[1], bands=bands)
+
+
+def hash_of_number(number: int) -> int:
+    return int.from_bytes(hashlib.blake2b(str(number).encode(), digest_size=8).digest(), "big")
+
+
+def components(rows: list[list[int]], *, bands: int, least: float) -> list[int]:
+    """Say by the definition which documents belong together: for each the first one of its cluster."""
+    width = len(rows[0]) // bands
+    first = list(range(len(rows)))
+    for a, b in itertools.combinations(range(len(rows)), 2):
+        share = any(rows[a][band::bands][:width] == rows[b][band::bands][:width] for band in range(bands))
+        if share and sum(map(operator.eq, rows[a], rows[b])) >= least * len(rows[a]):
+            low, high = sorted((first[a], first[b]))
+            first = [low if one == high else one for one in first]
+    return first
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(data=st.data(), count=st.integers(2, 24), memory=st.sampled_from([1, GIB]))
+def test_clusters_are_the_connected_components_of_what_agrees(data: st.DataObject, count: int, memory: int) -> None:
+    """Few values a hash, so that chains, crowded groups and equal signatures come up."""
+    row = st.lists(st.integers(0, 1), min_size=8, max_size=8)
+    rows = data.draw(st.lists(row, min_size=count, max_size=count))
+    order = data.draw(st.permutations(range(count)))
+    expected = components(rows, bands=4, least=0.75)
+    kept = []
+    for numbers in (range(count), order):
+        with tempfile.TemporaryDirectory() as place:
+            signatures = make_signatures(Path(place), [rows[n] for n in numbers], texts=list(numbers), bands=4)
+            found = cluster(signatures, threshold=0.75, memory_bytes=memory)
+        kept.append({expected[number] for number, verdict in zip(numbers, found.verdicts, strict=True) if not verdict})
+        assert (found.verdicts == 0).sum() == len(set(expected))
+    assert kept == [set(expected)] * 2, "one document of each cluster stays, whatever their order"
+
+
+def test_a_crowd_that_does_not_agree_is_split_alike_in_any_order(tmp_path: Path) -> None:
+    """300 documents share a key; pairs of them agree, more than are compared with all."""
+    rng = np.random.default_rng(0)
+    rows = [[1, 1, *map(int, rng.integers(0, 2**32, 6))] for _ in range(300)]
+    rows += [[*row[:7], 7] for row in rows]
+    clusters = []
+    for seed in range(3):
+        order = np.random.default_rng(seed).permutation(600).tolist()
+        signatures = make_signatures(tmp_path / str(seed), [rows[n] for n in order], texts=order, bands=4)
+        clusters.append(int((cluster(signatures, threshold=0.75, memory_bytes=GIB).verdicts == 0).sum()))
+    assert clusters == [300] * 3
+
+
+@pytest.mark.parametrize("order", ["abc", "acb", "bac", "bca", "cab", "cba"])
+def test_similarity_is_handed_on_in_any_order(order: str, tmp_path: Path) -> None:
+    """a and b are alike, b and c are, a and c are not: one document of each chain stays."""
+    chains = []
+    for seed in range(20):
+        b = make_prose(seed, num_words=400)
+        half = len(b) // 2
+        a = change_words(b[:half], 3, seed=seed) + b[half:]
+        c = b[:half] + change_words(b[half:], 3, seed=seed + 100)
+        chains.append({"a": a, "b": b, "c": c})
+    assert all(jaccard(one["a"], one["b"]) > 0.85 and jaccard(one["b"], one["c"]) > 0.85 for one in chains)
+    texts = [chain[name] for name in order for chain in chains]
+    made = run(tmp_path / "out", write(tmp_path / "a.jsonl", texts))
+    assert made["totals"]["documents_kept"] <= 21, "a pair shares no band once in ten times, a chain has two ways"

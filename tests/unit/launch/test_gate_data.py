@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.dataset import make_dataset
+from tests import tokenizers as kinds
+from tests.dataset import make_dataset, make_texts, write_jsonl
 from tests.gate import make_context, only, verdicts
 from toolkit.launch.gate.data import check_data
+from toolkit.launch.prepare import name_dataset
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +62,15 @@ def test_a_field_that_no_record_has_is_refused_with_those_there_are(tmp_path: Pa
     assert found.verdict.value == "refused"
     assert "has no text in field 'body'; it has: text" in found.what
     assert "data.column" in found.remedy
+
+
+def test_the_end_of_a_text_is_asked_for_at_submission_and_can_be_named(tmp_path: Path) -> None:
+    folder = kinds.save(kinds.byte_level(control=["<eos>", "</s>"]), tmp_path / "t")
+    source = write_jsonl(tmp_path / "c.jsonl", make_texts())
+    asked = [f"data.path={tmp_path}/out", f"data.source={source}", f"data.tokenizer={folder}", "model.vocab_size=400"]
+    [found] = check_data(make_context(tmp_path, *asked))
+    assert found.what.startswith("</s> and <eos> of tokenizer")
+    assert verdicts(check_data(make_context(tmp_path, *asked, "data.eos=<eos>")))["tokenizer"] == "ok"
+    assert name_dataset(make_context(tmp_path, *asked, "data.eos=<eos>").cfg.data) != name_dataset(
+        make_context(tmp_path, *asked, "data.eos=</s>").cfg.data
+    )

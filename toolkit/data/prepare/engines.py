@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
+from toolkit.data.prepare.control import make_repeatable, spell_out
 from toolkit.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -156,6 +157,12 @@ class ComparedEngine:
                 f"{FAST} {version(FAST)} and {RECORD} {version(RECORD)} differ from token {first} of a text that "
                 f"begins {text[:60].decode(errors='ignore')!r}"
             )
+
+
+def tokenizer_for_texts(tokenizer_json: str, *, keep_special: bool) -> str:
+    """Give the tokenizer as texts are encoded by it: always in the same way, control tokens as text unless kept."""
+    repeatable = make_repeatable(tokenizer_json)
+    return repeatable if keep_special else spell_out(repeatable)
 
 
 def load_engine(tokenizer_json: str, *, name: str, parallel: bool) -> Engine:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from toolkit.data.prepare.engines import load_engine
+from toolkit.data.prepare.engines import load_engine, tokenizer_for_texts
 from toolkit.data.prepare.preparation import Preparation, make_plan
 from toolkit.data.prepare.spans import weigh
 from toolkit.data.prepare.tokenizer import load_tokenizer
@@ -68,7 +68,10 @@ def estimate_dataset(
     """
     tokenizer = load_tokenizer(asked.tokenizer)
     plan = make_plan(asked, tokenizer=tokenizer)
-    encoder = load_engine(tokenizer.to_str(pretty=False), name=engine, parallel=False)
+    encoder = load_engine(
+        tokenizer_for_texts(tokenizer.to_str(pretty=False), keep_special=asked.keep_special),
+        name=engine, parallel=False,
+    )  # fmt: skip
     sizes = [_unpacked_bytes(item, sample_bytes=num_places * place_bytes) for item in plan.inputs]
     if not sum(sizes):
         raise DataError(f"{', '.join(asked.inputs)}: the files are empty\n  give some text")

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from toolkit import storage
@@ -15,9 +15,13 @@ from toolkit.data.shard import MAX_TOKENS
 from toolkit.data.text.readers import Reading
 from toolkit.data.text.sources import Input, find_inputs, identify, identify_inputs
 from toolkit.errors import DataError
+from toolkit.fields import build
 
 PLAN = "plan.json"
+_CORPUS = "corpus.json"  # what filtering and deduplication wrote beside their output
 
+_NOT_COMPARED = {"inputs", "tokenizer", "eos", "lossy"}  # told by others, or without effect on a token
+_BEFORE = {"keep_special": True}  # options of datasets from when there was no choice
 _SHOWN = 3  # differences in an error
 
 
@@ -39,6 +43,12 @@ class Preparation:
     """`stop` at a broken record, or `skip` it, count it and list it."""
     max_record_bytes: int = 8 << 20
     licence: str = ""
+    eos: str | None = None
+    """Token that ends a text; None: the one that the tokenizer declares."""
+    keep_special: bool = False
+    """Make control tokens of those that a text spells out; else they are text like any other."""
+    lossy: bool = False
+    """Take a tokenizer that loses text."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,10 +103,12 @@ def make_plan(asked: Preparation, *, tokenizer: Any) -> Plan:
         )
     if not 0 < asked.validation < 1:
         raise DataError(f"validation={asked.validation}\n  it is a part of the documents: between 0 and 1")
-    options = {key: value for key, value in asdict(asked).items() if key not in {"inputs", "tokenizer"}}
+    if asked.span_bytes is not None and asked.span_bytes < 1:
+        raise DataError(f"span_bytes={asked.span_bytes}\n  a span is text of at least a byte\n  leave --span-bytes out")
+    options = {key: value for key, value in asdict(asked).items() if key not in _NOT_COMPARED}
     inputs = tuple(identify_inputs(find_inputs(asked.inputs), column=asked.column))
     options["span_bytes"] = asked.span_bytes or choose_span_bytes(inputs)
-    return Plan(inputs=inputs, options=options, tokenizer=identify_tokenizer(asked.tokenizer, tokenizer))
+    return Plan(inputs=inputs, options=options, tokenizer=identify_tokenizer(asked.tokenizer, tokenizer, eos=asked.eos))
 
 
 def is_finished(plan: Plan, out: str) -> bool:
@@ -144,15 +156,33 @@ def read_plan(partial_dir: str) -> Plan:
     url = storage.join(partial_dir, PLAN)
     try:
         with storage.open_file(url, "rb") as file:
-            fields = json.loads(file.read())
+            plan: Plan = build(Plan, json.loads(file.read()))
+        plan = replace(plan, options={**_BEFORE, **plan.options})
+        if missing := {one.name for one in fields(Preparation)} - {*_NOT_COMPARED, *plan.options}:
+            raise ValueError(f"options.{min(missing)} is missing")
     except FileNotFoundError as error:
         raise DataError(f"no dataset is being made in {partial_dir}\n  it would have a {PLAN}") from error
-    groups = [tuple((rows, num_bytes) for rows, num_bytes in item.pop("row_groups")) for item in fields["inputs"]]
-    return Plan(
-        inputs=tuple(Input(**item, row_groups=pairs) for item, pairs in zip(fields["inputs"], groups, strict=True)),
-        options=fields["options"],
-        tokenizer=TokenizerIdentity(**fields["tokenizer"]),
-    )
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{url} is damaged: {error}\n  it says what the dataset is made from\n  delete {partial_dir}"
+        ) from error
+    return plan
+
+
+def read_corpora(plan: Plan) -> dict[str, Any]:
+    """Read what was removed from the inputs and why, where that lies beside them."""
+    found = {}
+    for folder in sorted({item.path.rpartition("/")[0] for item in plan.inputs}):
+        url = storage.join(folder, _CORPUS)
+        if storage.exists(url):
+            with storage.open_file(url, "rb") as file:
+                try:
+                    found[folder] = json.loads(file.read())
+                except (ValueError, RecursionError) as error:
+                    raise DataError(
+                        f"{url} is damaged: {error}\n  it is copied into the manifest\n  delete it"
+                    ) from error
+    return found
 
 
 def check_inputs(inputs: Iterable[Input], *, column: str) -> None:
@@ -171,6 +201,7 @@ def check_inputs(inputs: Iterable[Input], *, column: str) -> None:
 
 def _refuse_different(where: str, then: Mapping[str, Any], plan: Plan) -> None:
     now = plan.describe()
+    then = {**then, "options": {**_BEFORE, **then.get("options", {})}}
     differing = [key for key in ("inputs", "options", "tokenizer") if then.get(key) != now[key]]
     if differing:
         details = [line for key in differing for line in _name_differences(key, then.get(key), now[key])]

@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,10 +15,31 @@ import numpy as np
 from toolkit import storage
 from toolkit.data import manifest as manifests
 from toolkit.data.manifest import Manifest, read_manifest, write_manifest
-from toolkit.data.prepare.engines import AUTO, FAST, RECORD, Engine, EnginesDifferError, load_engine
-from toolkit.data.prepare.preparation import Plan, Preparation, check_inputs, is_finished, make_plan, read_plan, start
+from toolkit.data.prepare.alone import hold_out, hold_span
+from toolkit.data.prepare.control import ControlCounter
+from toolkit.data.prepare.engines import (
+    AUTO,
+    FAST,
+    RECORD,
+    Engine,
+    EnginesDifferError,
+    load_engine,
+    tokenizer_for_texts,
+)
+from toolkit.data.prepare.fidelity import measure_loss, refuse_loss, sample_texts
+from toolkit.data.prepare.preparation import (
+    Plan,
+    Preparation,
+    check_inputs,
+    is_finished,
+    make_plan,
+    name_partial,
+    read_corpora,
+    read_plan,
+    start,
+)
 from toolkit.data.prepare.spans import Span
-from toolkit.data.prepare.tokenizer import load_tokenizer
+from toolkit.data.prepare.tokenizer import load_tokenizer, parse_tokenizer
 from toolkit.data.prepare.workers import Report, run_tasks
 from toolkit.data.prepare.writer import (
     RECORDS,
@@ -35,10 +57,10 @@ from toolkit.errors import DataError
 log = logging.getLogger(__name__)
 
 _DISTRUST = "distrust.json"  # there when gigatoken was caught: what it did is done again
-_CORPUS = "corpus.json"  # what filtering and deduplication wrote beside their output
 _SPLIT_FILES = ("state.json", "dataset_info.json")  # by these, and the next, `datasets.load_from_disk` opens it
 _DATASET_FILE = "dataset_dict.json"
 _AT_ONCE = 16
+_NAME_WAIT_S = 60.0
 _LISTED = 1000  # skipped records in a manifest; all are counted
 
 
@@ -91,13 +113,22 @@ def begin(asked: Preparation, out: str) -> str | None:
     """
     tokenizer = load_tokenizer(asked.tokenizer)
     plan = make_plan(asked, tokenizer=tokenizer)
-    if is_finished(plan, out):
-        return None
-    partial_dir = start(plan, tokenizer=tokenizer, out=out)
+    with _hold_name(out):
+        if is_finished(plan, out):
+            return None
+        if not storage.exists(name_partial(out)):
+            _refuse_loss(asked, plan, tokenizer)
+        partial_dir = start(plan, tokenizer=tokenizer, out=out)
     if storage.exists(storage.join(partial_dir, manifests.NAME)):  # killed in the last moment
         merge(partial_dir, out)
         return None
     return partial_dir
+
+
+def _refuse_loss(asked: Preparation, plan: Plan, tokenizer: Any) -> None:
+    text = tokenizer_for_texts(tokenizer.to_str(pretty=False), keep_special=asked.keep_special)
+    loss = measure_loss(text, sample_texts(plan.spans, plan.rules.reading))
+    refuse_loss(loss, name=asked.tokenizer, is_accepted=asked.lossy)
 
 
 def run_spans(
@@ -116,19 +147,23 @@ def run_spans(
     Raises:
         DataError: bad input.
     """
-    if not 0 <= task < num_tasks:
-        raise DataError(f"task {task} of {num_tasks}\n  tasks are counted from 0 to {num_tasks - 1}")
     plan = read_plan(partial_dir)
-    spans = plan.spans[task::num_tasks]
+    spans = _choose_spans(plan, task=task, num_tasks=num_tasks)
     while todo := _find_open(partial_dir, spans):  # more than once only where gigatoken was caught
         num_workers = min(jobs, len(todo))
         worker = _Worker(partial_dir, plan, engine=engine, parallel=num_workers < jobs)
         run_tasks(todo, worker.work, num_workers=num_workers, report=report or _ignore)
 
 
+def _choose_spans(plan: Plan, *, task: int, num_tasks: int) -> tuple[Span, ...]:
+    if not 0 <= task < num_tasks:
+        raise DataError(f"task {task} of {num_tasks}\n  tasks are counted from 0 to {num_tasks - 1}")
+    return plan.spans[task::num_tasks]
+
+
 def progress(partial_dir: str, *, task: int = 0, num_tasks: int = 1) -> Progress:
     """Tell how far an unfinished dataset is, or a task's part of it."""
-    spans = read_plan(partial_dir).spans[task::num_tasks]
+    spans = _choose_spans(read_plan(partial_dir), task=task, num_tasks=num_tasks)
     pairs = list(zip(spans, _read_records(partial_dir, spans), strict=True))
     done = [(span, record) for span, record in pairs if record is not None]
     return Progress(
@@ -148,22 +183,11 @@ def merge(partial_dir: str, out: str) -> Manifest:
     Raises:
         DataError: spans are not done, or a split is empty.
     """
-    if storage.exists(storage.join(out, manifests.NAME)) and not storage.exists(partial_dir):
-        return read_manifest(out)  # merged before
-    if not storage.exists(storage.join(partial_dir, manifests.NAME)):
-        plan = read_plan(partial_dir)
-        missing = [str(span.number) for span in _find_open(partial_dir, plan.spans)]
-        if missing:
-            raise DataError(
-                f"{partial_dir}: {len(missing)} of {len(plan.spans)} spans are not done: {', '.join(missing[:10])}\n"
-                "  start the same command again: it goes on where it was"
-            )
-        records = [record for record in _read_records(partial_dir, plan.spans) if record is not None]
-        made = _make_manifest(partial_dir, plan, records)
-        _describe_for_datasets(partial_dir, made)
-        write_manifest(partial_dir, made)
-    _remove_strays(partial_dir, read_manifest(partial_dir))
-    storage.rename(partial_dir, out)
+    with _hold_name(out):
+        if storage.exists(storage.join(out, manifests.NAME)) and not storage.exists(partial_dir):
+            return read_manifest(out)  # merged before
+        _complete(partial_dir)
+        storage.rename(partial_dir, out)
     return read_manifest(out)
 
 
@@ -174,6 +198,8 @@ def summarize(made: Manifest) -> dict[str, Any]:
         figures[f"{split}_tokens"] = made.num_tokens(split)
         figures[f"{split}_documents"] = made.num_documents(split)
         figures[f"{split}_shards"] = len(entries)
+    figures["end_of_text"] = made.provenance.get("end_of_text", made.tokenizer.eos_id)
+    figures["num_control"] = made.provenance.get("num_control", 0)
     figures["num_skipped"] = made.provenance["num_skipped"]
     return {**figures, "unigram_loss": made.unigram_loss, "fingerprint": made.fingerprint}
 
@@ -195,12 +221,27 @@ class _Worker:
         self._partial_dir, self._rules = partial_dir, plan.rules
         self._inputs = {item.path: item for item in plan.inputs}
         self._engine, self._parallel = engine, parallel
+        self._keep_special = plan.options["keep_special"]
+        with storage.open_file(storage.join(partial_dir, manifests.TOKENIZER_NAME), "rb") as file:
+            self._tokenizer_json = file.read().decode()
+        self._control = ControlCounter(parse_tokenizer(self._tokenizer_json))
         self._loaded: dict[str, Engine] = {}
 
     def work(self, span: Span, report: Report) -> None:
-        """Work on a span; who catches gigatoken tells all others by a file."""
+        """Work on a span that nobody else works on; who catches gigatoken tells all others by a file.
+
+        Raises:
+            HeldError: another process does.
+            DataError: bad input.
+        """
+        with hold_span(self._partial_dir, span.number):
+            self._work_alone(span, report)
+
+    def _work_alone(self, span: Span, report: Report) -> None:
         check_inputs([self._inputs[piece.path] for piece in span.pieces], column=self._rules.reading.column)
         engine, record = self._begin(span)
+        if record.is_done:
+            return  # by a process that has ended since it was looked at
         left = span.num_bytes - record.num_text_bytes
 
         def count_down(num_bytes: int) -> None:
@@ -209,7 +250,10 @@ class _Worker:
             report(num_bytes)
 
         try:
-            write_span(self._partial_dir, span, record, rules=self._rules, engine=engine, report=count_down)
+            write_span(
+                self._partial_dir, span, record,
+                rules=self._rules, engine=engine, control=self._control, report=count_down,
+            )  # fmt: skip
         except DamagedError:
             forget_record(self._partial_dir, span.number)
             raise
@@ -234,8 +278,8 @@ class _Worker:
 
     def _load(self, name: str) -> Engine:
         if name not in self._loaded:
-            with storage.open_file(storage.join(self._partial_dir, manifests.TOKENIZER_NAME), "rb") as file:
-                self._loaded[name] = load_engine(file.read().decode(), name=name, parallel=self._parallel)
+            text = tokenizer_for_texts(self._tokenizer_json, keep_special=self._keep_special)
+            self._loaded[name] = load_engine(text, name=name, parallel=self._parallel)
         return self._loaded[name]
 
 
@@ -252,6 +296,28 @@ def _find_open(partial_dir: str, spans: Sequence[Span]) -> list[Span]:
         for span, record in records
         if record is None or not record.is_done or (is_distrusted and record.engine == FAST)
     ]
+
+
+def _complete(partial_dir: str) -> None:
+    """Write what makes a dataset of finished spans, and delete what only their making needed."""
+    if not storage.exists(storage.join(partial_dir, manifests.NAME)):
+        plan = read_plan(partial_dir)
+        missing = [str(span.number) for span in _find_open(partial_dir, plan.spans)]
+        if missing:
+            raise DataError(
+                f"{partial_dir}: {len(missing)} of {len(plan.spans)} spans are not done: {', '.join(missing[:10])}\n"
+                "  start the same command again: it goes on where it was"
+            )
+        records = [record for record in _read_records(partial_dir, plan.spans) if record is not None]
+        made = _make_manifest(partial_dir, plan, records)
+        _describe_for_datasets(partial_dir, made)
+        write_manifest(partial_dir, made)
+    _remove_strays(partial_dir, read_manifest(partial_dir))
+
+
+def _hold_name(out: str) -> AbstractContextManager[None]:
+    """Hold the name of a dataset while it is begun or completed: the tasks of an array begin at once, and wait."""
+    return hold_out(out, what=f"{out} is being begun or completed", wait_s=_NAME_WAIT_S)
 
 
 def _read_records(partial_dir: str, spans: Sequence[Span]) -> list[Record | None]:
@@ -281,22 +347,13 @@ def _make_manifest(partial_dir: str, plan: Plan, records: Sequence[Record]) -> M
             "texts_xxh3": [record.text_xxh3 for record in records],
             "num_text_bytes": sum(record.num_text_bytes for record in records),
             "num_empty": sum(record.num_empty for record in records),
+            "num_control": sum(record.num_control for record in records),
+            "end_of_text": load_tokenizer(partial_dir).id_to_token(plan.tokenizer.eos_id),
             "num_skipped": sum(record.num_skipped for record in records),
             "skipped": [asdict(broken) for record in records for broken in record.skipped][:_LISTED],
-            "corpus": _read_corpora(plan),
+            "corpus": read_corpora(plan),
         },
     )
-
-
-def _read_corpora(plan: Plan) -> dict[str, Any]:
-    """Read what was removed from the inputs and why, where that lies beside them."""
-    found = {}
-    for folder in sorted({item.path.rpartition("/")[0] for item in plan.inputs}):
-        url = storage.join(folder, _CORPUS)
-        if storage.exists(url):
-            with storage.open_file(url, "rb") as file:
-                found[folder] = json.loads(file.read())
-    return found
 
 
 def _remove_strays(partial_dir: str, made: Manifest) -> None:

@@ -1,7 +1,10 @@
 """Processes of this machine that take tasks one by one; none outlives the process that started them."""
 
 import multiprocessing
+import signal
+import threading
 from collections.abc import Callable, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
@@ -33,15 +36,36 @@ def run_tasks(tasks: Sequence[T], work: Callable[[T, Report], None], *, num_work
         for _ in range(min(num_workers, len(tasks))):
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs, work), daemon=True)
-            process.start()
-            theirs.close()  # so that each side sees the other's end
             workers.append((process, ours))
+            _start_deaf(process)
+            theirs.close()  # so that each side sees the other's end
         _hand_out(tasks, [connection for _, connection in workers], report)
     finally:
         for process, connection in workers:
             connection.close()
-            process.terminate()
-            process.join()
+            if process.pid is not None:
+                process.terminate()
+                process.join()
+
+
+def _start_deaf(process: Any) -> None:
+    """Start a process that Ctrl-C does not reach: the one who started it ends it, without a trace of each.
+
+    A Ctrl-C meanwhile waits until the process has got its work: else it would end with a trace for want of it.
+    """
+    resource_tracker.ensure_running()  # else started with the process, and lets Ctrl-C through again (Python 3.11)
+    noted: list[int] = []
+    is_main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, lambda number, _: noted.append(number)) if is_main else None
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()  # inherits what is blocked
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if is_main:
+            signal.signal(signal.SIGINT, handler)
+    if noted:
+        raise KeyboardInterrupt
 
 
 def _hand_out(tasks: Sequence[T], free: list[Connection], report: Report) -> None:

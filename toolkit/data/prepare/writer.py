@@ -12,11 +12,13 @@ import xxhash
 
 from toolkit import storage
 from toolkit.data.manifest import ShardEntry
+from toolkit.data.prepare.control import ControlCounter
 from toolkit.data.prepare.engines import Encoded, Engine
 from toolkit.data.prepare.spans import Span
 from toolkit.data.shard import Tokens, write_tokens
 from toolkit.data.text.readers import Batch, Piece, Reading, Skipped, read_batches
 from toolkit.errors import DataError
+from toolkit.fields import build
 
 SPLITS = ("train", "validation")
 RECORDS = "records"
@@ -61,6 +63,8 @@ class Record:
     num_text_bytes: int = 0
     text_xxh3: str = ""
     """Chained over the texts as they were read, a shard at a time."""
+    num_control: int = 0
+    """Control tokens that the texts spell out."""
     num_empty: int = 0
     num_skipped: int = 0
     skipped: list[Skipped] = field(default_factory=list)
@@ -78,12 +82,17 @@ def read_record(partial_dir: str, span: int) -> Record | None:
     """Read the record of a span; None where it has not closed a shard yet."""
     try:
         with storage.open_file(_record_url(partial_dir, span), "rb") as file:
-            fields = json.loads(file.read())
+            record: Record = build(Record, json.loads(file.read()))
     except FileNotFoundError:
         return None
-    shards = {split: [ShardEntry(**entry) for entry in entries] for split, entries in fields.pop("shards").items()}
-    skipped = [Skipped(**broken) for broken in fields.pop("skipped")]
-    return Record(**fields, shards=shards, skipped=skipped)
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{_record_url(partial_dir, span)} is damaged: {error}\n  it says how far a span is\n"
+            "  delete it, and start the same command again"
+        ) from error
+    if not all(storage.is_inner(entry.path) for entries in record.shards.values() for entry in entries):
+        raise DataError(f"{_record_url(partial_dir, span)} names a shard outside of {partial_dir}\n  delete it")
+    return record
 
 
 def forget_record(partial_dir: str, span: int) -> None:
@@ -108,7 +117,14 @@ def _counts_url(partial_dir: str, record: Record) -> str:
 
 
 def write_span(
-    partial_dir: str, span: Span, record: Record, *, rules: Rules, engine: Engine, report: Callable[[int], None]
+    partial_dir: str,
+    span: Span,
+    record: Record,
+    *,
+    rules: Rules,
+    engine: Engine,
+    control: ControlCounter,
+    report: Callable[[int], None],
 ) -> Record:
     """Write the shards of a span from where its record ends.
 
@@ -118,6 +134,7 @@ def write_span(
         record: where to begin.
         rules: how texts become shards.
         engine: what encodes.
+        control: counts the control tokens in texts.
         report: told the bytes of text of each batch.
 
     Returns:
@@ -133,7 +150,7 @@ def write_span(
         if piece.start == 0:
             engine.begin_input()
         for batch in read_batches(piece, reading=rules.reading, resume=resume):
-            writer.add(number, piece, batch, engine.encode(batch.texts))
+            writer.add(number, piece, batch, engine.encode(batch.texts), control.count(batch.texts))
             report(sum(map(len, batch.texts)))
         writer.go_to(number + 1, None)
     writer.close(is_last=True)
@@ -153,8 +170,8 @@ class _SpanWriter:
         """Note up to where all is added."""
         self._record.piece, self._record.place = piece, place
 
-    def add(self, number: int, piece: Piece, batch: Batch, encoded: Encoded) -> None:
-        """Add what a batch holds, closing shards as they fill."""
+    def add(self, number: int, piece: Piece, batch: Batch, encoded: Encoded, num_control: Counts) -> None:
+        """Add what a batch holds, closing shards as they fill; `num_control` counts control tokens by document."""
         self._check_ids(piece, batch, encoded)
         hashes = np.fromiter(map(xxhash.xxh3_64_intdigest, batch.texts), dtype=np.uint64, count=len(batch.texts))
         documents = _Documents(encoded, self._choose_validation(hashes), eos_id=self._rules.eos_id)
@@ -167,6 +184,7 @@ class _SpanWriter:
                     self._pending[split].add(*documents.part(split, first, last))
                 self._digest.update(hashes[first:last].tobytes())
                 self._record.num_documents += last - first
+                self._record.num_control += int(num_control[first:last].sum())
                 self._record.num_text_bytes += sum(map(len, batch.texts[first:last]))
                 place = batch.ends[last - 1]
                 self._count_missed(empty, skipped, before=place)

@@ -1,9 +1,12 @@
 """Signatures on disk, and the clusters of documents whose signatures agree.
 
-Documents are numbered through all inputs, in order; a cluster is known by its smallest number.
+Documents are numbered through all inputs, in order; a cluster is known by its smallest number. Which documents make a
+cluster does not depend on their order: two are joined that share a key and agree, and so is whatever they are joined
+with. Pairs that are in one cluster already need not be compared, which keeps the number of comparisons small. Where
+many share a key and yet do not agree, each is compared with `_HEADS` of them, chosen by what is in them.
 
-Memory: 8 bytes a document, and 64 for each key that is sorted at once; keys are sorted in as many passes as
-`memory_bytes` asks for. A thousand million documents at 4 GiB: 12 GiB, 16 passes for each of 16 bands.
+Memory: 8 bytes a document, and 80 for each key that is sorted at once; keys are sorted in as many passes as
+`memory_bytes` asks for. A thousand million documents at 4 GiB: 12 GiB, 20 passes for each of 16 bands.
 """
 
 import json
@@ -23,8 +26,8 @@ from toolkit.errors import StorageError
 
 KEPT, EXACT, NEAR = 0, 1, 2  # verdicts
 EXAMPLES = 5
-_KEY_BYTES = 64  # of memory for a key in work: itself, its document, their order, sorted copies
-_ROUNDS = 32  # heads that a document of a crowded group is compared with; an hour per million else
+_KEY_BYTES = 80  # of memory for a key in work: itself, its document, their rank and order, sorted copies
+_HEADS = 64  # documents of a group that all others of it are compared with: all pairs of a million take weeks
 _PIECE = 1 << 14  # pairs compared (16 MiB of signatures), or documents read, at once
 _FILES = ("text", "minhash", "key")
 _MIX = np.uint64(0x9E3779B97F4A7C15)
@@ -170,9 +173,10 @@ def cluster(signatures: Signatures, *, threshold: float | None, memory_bytes: in
         halves = (signatures.gather(signatures.texts, side)[:, 1] for side in (left, right))
         return np.asarray(np.equal(*halves))
 
-    _join_column(labels, signatures, signatures.texts, 0, agree=same_text, limit=limit)
+    _join_column(labels, signatures, signatures.texts, 0, among=np.ones(count, np.bool_), agree=same_text, limit=limit)
+    differ = _are_first(labels)
     verdicts = np.full(count, EXACT, np.uint8)
-    verdicts[_are_first(labels)] = KEPT
+    verdicts[differ] = KEPT
     if threshold is not None:
         least = threshold
 
@@ -181,7 +185,7 @@ def cluster(signatures: Signatures, *, threshold: float | None, memory_bytes: in
             return is_alike
 
         for band in range(signatures.keys[0].shape[1] if signatures.keys else 0):
-            _join_column(labels, signatures, signatures.keys, band, agree=alike, limit=limit)
+            _join_column(labels, signatures, signatures.keys, band, among=differ, agree=alike, limit=limit)
         verdicts[~_are_first(labels) & (verdicts == KEPT)] = NEAR
     return Clusters(verdicts, _count_clusters(labels), _find_examples(labels, verdicts, signatures))
 
@@ -227,45 +231,52 @@ def _join_column(
     columns: Sequence[npt.NDArray[Any]],
     column: int,
     *,
+    among: npt.NDArray[np.bool_],
     agree: Agree,
     limit: int,
 ) -> None:
-    """Join the documents that share a key in one column, in passes of at most about `limit` keys.
-
-    Only documents that still stand for themselves take part: what is equal to another was joined with it.
-    """
+    """Join the documents of `among` that share a key in one column, in passes of at most about `limit` keys."""
     bits = max(0, (len(labels) - 1) // limit).bit_length()
     for part in range(1 << bits):
         keys, documents = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
         for first, values in signatures.pieces(columns, column):
-            taken = labels[first : first + len(values)] == np.arange(first, first + len(values))
+            taken = among[first : first + len(values)]
             if bits:
-                taken &= values >> np.uint64(64 - bits) == part
+                taken = taken & (values >> np.uint64(64 - bits) == part)
             keys.append(values[taken])
             documents.append(np.flatnonzero(taken) + first)
-        _join_groups(labels, np.concatenate(keys), np.concatenate(documents), agree)
+        _join_groups(labels, *_sort_groups(signatures, np.concatenate(keys), np.concatenate(documents)), agree)
         flatten(labels)
 
 
-def _join_groups(labels: Labels, keys: Hashes, documents: Numbers, agree: Agree) -> None:
-    """Join documents with their group's first, those that do not agree with it with the next first, and so on."""
+def _sort_groups(signatures: Signatures, keys: Hashes, documents: Numbers) -> tuple[Hashes, Numbers]:
+    """Put documents that share a key side by side, by their content, in another order for each key."""
     order = np.argsort(keys, kind="stable")
     keys, documents = keys[order], documents[order]
-    for _ in range(_ROUNDS):
-        follows = np.zeros(len(keys), np.bool_)
-        follows[1:] = keys[1:] == keys[:-1]
-        grouped = follows.copy()
-        grouped[:-1] |= follows[1:]
-        if not grouped.any():
+    is_shared = np.zeros(len(keys), np.bool_)
+    is_shared[1:] = keys[1:] == keys[:-1]
+    is_shared[:-1] |= is_shared[1:]
+    keys, documents = keys[is_shared], documents[is_shared]
+    order = np.lexsort(((signatures.gather(signatures.texts, documents)[:, 0] ^ keys) * _MIX, keys))
+    return keys[order], documents[order]
+
+
+def _join_groups(labels: Labels, keys: Hashes, documents: Numbers, agree: Agree) -> None:
+    """Compare each document of a group with its first, then what is left with the next one, and so on."""
+    for _ in range(_HEADS):
+        if not len(keys):
             return
-        keys, documents, is_head = keys[grouped], documents[grouped], ~follows[grouped]
-        heads = documents[is_head][np.cumsum(is_head) - 1]
-        left, right = heads[~is_head], documents[~is_head]
+        is_head = np.ones(len(keys), np.bool_)
+        is_head[1:] = keys[1:] != keys[:-1]
+        group = np.cumsum(is_head) - 1
+        roots = _roots(labels, documents)
+        apart = roots != roots[is_head][group]
+        left, right = documents[is_head][group[apart]], documents[apart]
         agreed = agree(left, right)
         join(labels, left[agreed], right[agreed])
-        rest = ~is_head
-        rest[rest] = ~agreed
-        keys, documents = keys[rest], documents[rest]
+        is_open = np.logical_or.reduceat(apart, np.flatnonzero(is_head))[group]  # else all are one cluster
+        is_left = is_open & ~is_head
+        keys, documents = keys[is_left], documents[is_left]
 
 
 def join(labels: Labels, left: Numbers, right: Numbers) -> None:

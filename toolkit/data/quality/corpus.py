@@ -24,6 +24,7 @@ from toolkit.data.quality.parts import Part, sum_parts
 from toolkit.data.text.hub import PREFIX as HUB_PREFIX
 from toolkit.data.text.records import Record, Skipped, read_records
 from toolkit.errors import DataError
+from toolkit.fields import build
 
 Show = Callable[..., AbstractContextManager[Report]]
 """`bar.show_progress`, or what else takes a title, total_bytes and done_bytes."""
@@ -120,7 +121,7 @@ def open_work(
             f"{out} exists and has no {NAME}\n  a corpus is made in a new directory\n  choose another --out"
         )
     if storage.exists(work.work_url("plan.json")):
-        _raise_different(work.partial, _read_json(work.work_url("plan.json")), plan)
+        _raise_different(work.partial, _read_plan(work.work_url("plan.json")), plan)
     else:
         storage.write_atomic(work.work_url("plan.json"), _to_json(plan))
     return work, None
@@ -134,7 +135,7 @@ def read_corpus(directory: str) -> dict[str, Any]:
     """
     url = storage.join(directory, NAME)
     try:
-        found: dict[str, Any] = _read_json(url)
+        found = _read_plan(url)
     except FileNotFoundError as error:
         raise DataError(f"{directory} has no {NAME}\n  a complete corpus has one") from error
     if found.get("format_version") != FORMAT_VERSION:
@@ -224,7 +225,10 @@ def _read_part(work: Work, index: int) -> Part | None:
     url = work.work_url(f"part-{index:05d}.json")
     if not storage.exists(url):
         return None
-    part = Part(**_read_json(url))
+    try:
+        part: Part = build(Part, _read_json(url))
+    except (DataError, ValueError):  # damaged: the part is made again
+        return None
     is_whole = storage.exists(work.part_url(index)) and storage.size(work.part_url(index)) == part.num_bytes
     return part if is_whole else None
 
@@ -253,6 +257,19 @@ def _raise_different(place: str, found: Mapping[str, Any], wanted: Mapping[str, 
         )
 
 
+def _read_plan(url: str) -> dict[str, Any]:
+    """Read what a corpus is made of, from its plan or from its report."""
+    found = _read_json(url)
+    try:
+        inputs = build(Mapping[str, Any], found)["inputs"]
+        build(tuple[InputFile, ...], inputs, name="inputs")
+        build(str, found["act"], name="act")
+        build(Mapping[str, Any], found["asked"], name="asked")
+    except (ValueError, KeyError) as error:
+        raise DataError(f"{url} is damaged: {error}\n  delete its directory and start again") from error
+    return dict(found)
+
+
 def _to_json(value: Any) -> bytes:
     return (json.dumps(value, indent=1) + "\n").encode()
 
@@ -261,5 +278,5 @@ def _read_json(url: str) -> Any:
     with storage.open_file(url, "rb") as file:
         try:
             return json.loads(file.read())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{url} is damaged: {error}\n  delete its directory and start again") from error

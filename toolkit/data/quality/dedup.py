@@ -24,6 +24,7 @@ import rensa
 import xxhash
 
 from toolkit import storage
+from toolkit.data.prepare.alone import hold_out
 from toolkit.data.prepare.workers import Report, run_tasks
 from toolkit.data.quality.clusters import EXACT, KEPT, NEAR, Signatures, cluster, count_signed, write_signatures
 from toolkit.data.quality.corpus import Show, Work, finish, missing_parts, open_work, read_input, run_parts
@@ -77,6 +78,7 @@ def deduplicate(
 
     Raises:
         DataError: bad input, or another corpus stands there.
+        HeldError: somebody else is making it.
         StorageError: it cannot be written.
     """
     settings = {
@@ -84,20 +86,21 @@ def deduplicate(
         "minhash": {"words": _RUN, "hashes": NUM_HASHES, "seed": _SEED, "algorithm": rensa.RMinHash.ALGORITHM_VERSION},
         "engines": {name: version(name) for name in ("rensa", "zstandard")},
     }  # fmt: skip
-    work, finished = open_work(out, act="dedup", asked=settings, inputs=find_inputs(list(asked.inputs)))
-    if finished is not None:
-        return finished
-    place = _signature_dir(work, scratch)
-    unsigned = [index for index in range(len(work.inputs)) if count_signed(place, index, **_widths(work)) is None]
-    total = 2 * work.num_bytes()
-    done = total - work.num_bytes(unsigned) - work.num_bytes(missing_parts(work))
-    with show("deduplicating", total_bytes=total, done_bytes=done) as report:
-        run_tasks(unsigned, functools.partial(_sign_input, place, work), num_workers=jobs, report=report)
-        found = _find_clusters(work, place, memory_bytes)
-        parts = run_parts(work, functools.partial(_write_part, place), jobs=jobs, report=report)
-    made = finish(work, parts, extra=found)
-    shutil.rmtree(place, ignore_errors=True)
-    return made
+    with hold_out(out, what=f"{out} is being made"):
+        work, finished = open_work(out, act="dedup", asked=settings, inputs=find_inputs(list(asked.inputs)))
+        if finished is not None:
+            return finished
+        place = _signature_dir(work, scratch)
+        unsigned = [index for index in range(len(work.inputs)) if count_signed(place, index, **_widths(work)) is None]
+        total = 2 * work.num_bytes()
+        done = total - work.num_bytes(unsigned) - work.num_bytes(missing_parts(work))
+        with show("deduplicating", total_bytes=total, done_bytes=done) as report:
+            run_tasks(unsigned, functools.partial(_sign_input, place, work), num_workers=jobs, report=report)
+            found = _find_clusters(work, place, memory_bytes)
+            parts = run_parts(work, functools.partial(_write_part, place), jobs=jobs, report=report)
+        made = finish(work, parts, extra=found)
+        shutil.rmtree(place, ignore_errors=True)
+        return made
 
 
 def bands_for(threshold: float) -> tuple[int, int]:

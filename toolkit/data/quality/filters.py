@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from toolkit.data.prepare.alone import hold_out
 from toolkit.data.prepare.workers import Report
 from toolkit.data.quality import privacy
 from toolkit.data.quality.corpus import Show, Work, finish, missing_parts, open_work, read_input, run_parts
@@ -64,19 +65,21 @@ def filter_corpus(asked: Filtering, out: str, *, jobs: int, show: Show) -> dict[
 
     Raises:
         DataError: bad input, or another corpus stands there.
+        HeldError: somebody else is making it.
         StorageError: it cannot be written.
     """
     engines = {name: version(name) for name in ("py3langid", "phonenumberslite", "zstandard")}
     settings = {
         "rules": to_dict(asked.rules), "column": asked.column, "on_error": asked.on_error, "engines": engines,
     }  # fmt: skip
-    work, finished = open_work(out, act="filter", asked=settings, inputs=find_inputs(list(asked.inputs)))
-    if finished is not None:
-        return finished
-    total = work.num_bytes()
-    with show("filtering", total_bytes=total, done_bytes=total - work.num_bytes(missing_parts(work))) as report:
-        parts = run_parts(work, filter_part, jobs=jobs, report=report)
-    return finish(work, parts, extra={})
+    with hold_out(out, what=f"{out} is being made"):
+        work, finished = open_work(out, act="filter", asked=settings, inputs=find_inputs(list(asked.inputs)))
+        if finished is not None:
+            return finished
+        total = work.num_bytes()
+        with show("filtering", total_bytes=total, done_bytes=total - work.num_bytes(missing_parts(work))) as report:
+            parts = run_parts(work, filter_part, jobs=jobs, report=report)
+        return finish(work, parts, extra={})
 
 
 def filter_part(work: Work, index: int, report: Report) -> Part:

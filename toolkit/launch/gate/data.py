@@ -36,7 +36,7 @@ def _check_datasets(cfg: RunConfig) -> list[Finding]:
         asked, out = ask_for(cfg.data)
         if not stands(out):
             inputs = find_inputs(asked.inputs)
-            size = identify_tokenizer(asked.tokenizer, load_tokenizer(asked.tokenizer)).vocab_size
+            size = identify_tokenizer(asked.tokenizer, load_tokenizer(asked.tokenizer), eos=asked.eos).vocab_size
             later = note("horizon", "not known before the text has become tokens")
             return [_check_text(inputs, column=asked.column), _check_vocabulary(cfg, size), later]
         refuse_another(asked, out)
