@@ -64,8 +64,8 @@ class RunDir:
 
     @property
     def submit_lock_path(self) -> Path:
-        """Held by who submits the run."""
-        return self.root / "submit.lock"
+        """Held by who submits the run; beside its directory, which may be made and taken back meanwhile."""
+        return self.root.parent / f".{self.root.name}.submit.lock"
 
     @property
     def attempts_path(self) -> Path:

@@ -1,18 +1,16 @@
 """Carry out a request: write the run directory, freeze the code, hand the job in."""
 
-import fcntl
 import logging
+import os
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 from toolkit import storage
 from toolkit.cluster.commands import UndecidedError
 from toolkit.cluster.marks import new_mark
 from toolkit.config.load import dump_config
-from toolkit.errors import RunError, StorageError, ToolkitError
+from toolkit.errors import StorageError, ToolkitError
 from toolkit.launch.expected import write_expected
 from toolkit.launch.halt import refuse_live
 from toolkit.launch.identity import settle
@@ -22,6 +20,7 @@ from toolkit.launch.progress import accept_loss, put_aside
 from toolkit.launch.rehearsal import claim, hand_in
 from toolkit.launch.snapshot import freeze_code
 from toolkit.launch.submit import Request
+from toolkit.lock import hold
 from toolkit.modes import private_files
 from toolkit.plan.search import plan_text
 from toolkit.rundir import RunDir
@@ -33,43 +32,29 @@ def carry_out(request: Request) -> str:
     """Write the run directory, freeze the code, hand the job in; give its id.
 
     Raises:
+        HeldError: another command is submitting the run.
         StorageError: the run directory cannot be written.
         UndecidedError: the scheduler did not answer; the run stays as it is, and finds its job when it was taken.
         ClusterError: the scheduler refused after all; a run directory that is new is taken away again.
     """
-    with _alone(request.run_dir):
-        return _carry_out_alone(request)
-
-
-@contextmanager
-def _alone(run_dir: RunDir) -> Iterator[None]:
-    """Hold the directory of a run: of two that submit it at once, one is told so before anything is written."""
+    run_dir = request.run_dir
     try:
         with private_files():
-            run_dir.root.mkdir(parents=True, exist_ok=True)
-            file = run_dir.submit_lock_path.open("ab")
+            run_dir.root.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _no_place(run_dir, error) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(
-                f"run {run_dir.name} is being submitted by another command\n  a run has one job at a time\n"
-                f"  see what comes of it: python -m toolkit status {run_dir.name}; another run: --name NAME"
-            ) from None
-        except OSError as error:
-            log.debug("%s cannot be locked: %s", run_dir.root, error)
-        yield
+    with hold(run_dir.submit_lock_path, what=f"run {run_dir.name} is being submitted"):
+        return _carry_out_alone(request)
 
 
 def _carry_out_alone(request: Request) -> str:
     run_dir = request.run_dir
-    is_new = not run_dir.config_path.is_file()
+    is_new = not os.path.lexists(run_dir.root)
     before = None if request.original else find_job_record(run_dir)
     if before != request.known:
         refuse_live(run_dir)  # somebody was quicker
     attempts_before = 0 if request.from_scratch else len(read_attempts(run_dir))
+    is_asked = False
     try:
         request = _write_run_dir(request)
         prepared_by = submit_jobs(request.preparation, request.cluster) if request.preparation else None
@@ -84,20 +69,27 @@ def _carry_out_alone(request: Request) -> str:
             rehearsed_in=str(request.rehearsal.run_dir.root) if request.rehearsal is not None else None,
         )
         write_job_record(run_dir, record)  # first: if the answer is lost, its mark leads to the job
+        is_asked = True
         job_id = _hand_in(replace(request, spec=replace(request.spec, dependency=dependency)))
-    except UndecidedError:
-        raise
-    except ToolkitError:
-        if is_new:
-            shutil.rmtree(run_dir.root, ignore_errors=True)
-        elif before is not None:
-            write_job_record(run_dir, before)
-        else:
-            run_dir.job_path.unlink(missing_ok=True)
+    except BaseException as error:
+        # Ctrl-C too. A scheduler that was asked, and did not say no, may have taken the job: then all of it stays.
+        has_refused = isinstance(error, ToolkitError) and not isinstance(error, UndecidedError)
+        if has_refused or not is_asked:
+            _take_back(run_dir, before, is_new=is_new)
         raise
     if (known := find_job_record(run_dir)) is None or not known.job_id:  # it may have started, and have said more
         write_job_record(run_dir, replace(record, job_id=job_id))
     return job_id
+
+
+def _take_back(run_dir: RunDir, before: JobRecord | None, *, is_new: bool) -> None:
+    """Leave a run as it was before a job that was not taken; nothing that this command has not made is deleted."""
+    if is_new:
+        shutil.rmtree(run_dir.root, ignore_errors=True)
+    elif before is not None:
+        write_job_record(run_dir, before)
+    else:
+        run_dir.job_path.unlink(missing_ok=True)
 
 
 @private_files()
@@ -143,5 +135,5 @@ def _write_run_dir(request: Request) -> Request:
 
 def _no_place(run_dir: RunDir, error: OSError) -> StorageError:
     return StorageError(
-        f"cannot write {run_dir.root}: {error.strerror}\n  the run lives there\n  free space, or set run.root"
+        f"cannot write {run_dir.root}: {error.strerror or error}\n  the run lives there\n  free space, or set run.root"
     )

@@ -46,14 +46,22 @@ def freeze_code(code_dir: Path, *, source_dir: Path | None = None) -> Path:
     if not frozen.is_dir():
         beside = frozen.with_name(frozen.name + ".partial")
         shutil.rmtree(beside, ignore_errors=True)
-        for source in _list_files(source_dir):
-            target = beside / source.relative_to(source_dir)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target)  # without its mode
-        _compile(beside, lives_in=frozen)
-        beside.rename(frozen)
+        try:
+            _copy(source_dir, beside)
+            _compile(beside, lives_in=frozen)
+            beside.rename(frozen)
+        except BaseException:  # Ctrl-C too
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
     storage.write_atomic(str(code_dir / _NEWEST), f"{frozen.name}\n".encode())
     return frozen
+
+
+def _copy(source_dir: Path, target_dir: Path) -> None:
+    for source in _list_files(source_dir):
+        target = target_dir / source.relative_to(source_dir)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)  # without its mode
 
 
 def newest_code(code_dir: Path) -> Path:

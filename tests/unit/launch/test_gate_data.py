@@ -8,6 +8,8 @@ import pytest
 from tests import tokenizers as kinds
 from tests.dataset import make_dataset, make_texts, write_jsonl
 from tests.gate import make_context, only, verdicts
+from toolkit.checkpoint.layout import MARK_NAME, step_dir
+from toolkit.config.load import dump_config
 from toolkit.launch.gate.data import check_data
 from toolkit.launch.prepare import name_dataset
 
@@ -74,3 +76,21 @@ def test_the_end_of_a_text_is_asked_for_at_submission_and_can_be_named(tmp_path:
     assert name_dataset(make_context(tmp_path, *asked, "data.eos=<eos>").cfg.data) != name_dataset(
         make_context(tmp_path, *asked, "data.eos=</s>").cfg.data
     )
+
+
+def test_a_learning_rate_that_would_jump_is_said(dataset: Path, tmp_path: Path) -> None:
+    def horizon(*settings: str) -> str:
+        found = check_data(make_context(tmp_path, f"data.path={dataset}", "optim.warmup_tokens=0", *settings))
+        return " ".join(one.what for one in found if one.check == "horizon" and "learning rate" in one.what)
+
+    context = make_context(tmp_path, f"data.path={dataset}", "optim.warmup_tokens=0", "run.tokens=102400")
+    run_dir, steps = context.run_dir, context.cfg.num_steps
+    checkpoint = step_dir(run_dir.checkpoints_dir, step=steps)
+    checkpoint.mkdir(parents=True)
+    (checkpoint / MARK_NAME).write_text("", encoding="utf-8")
+    run_dir.config_path.write_text(dump_config(context.cfg), encoding="utf-8")
+    assert horizon("run.tokens=102400") == ""
+    said = horizon("run.tokens=204800")
+    assert said.startswith("the learning rate jumps from ")
+    assert said.endswith(f"at step {steps + 1}, where the run goes on")
+    assert "jumps" in horizon("run.tokens=102400", "optim.peak_lr=1e-5")

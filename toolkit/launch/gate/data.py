@@ -1,8 +1,10 @@
 """The tokens of a run: whole, within the model's vocabulary, and enough of them."""
 
+import math
 from collections.abc import Sequence
 
 from toolkit import storage
+from toolkit.checkpoint import layout
 from toolkit.config.schema import RunConfig
 from toolkit.data.manifest import check_sizes
 from toolkit.data.mixture import Member, open_members
@@ -10,15 +12,19 @@ from toolkit.data.prepare.tokenizer import identify_tokenizer, load_tokenizer
 from toolkit.data.stream import count_samples
 from toolkit.data.text.readers import HUB, kind_of
 from toolkit.data.text.sources import find_inputs, read_documents
-from toolkit.errors import DataError, Problem, StorageError
+from toolkit.errors import DataError, Problem, StorageError, ToolkitError
 from toolkit.launch.gate.context import Context
 from toolkit.launch.gate.finding import Finding, note, ok, refuse, refuse_for, warn
+from toolkit.launch.identity import read_config
 from toolkit.launch.prepare import ask_for, refuse_another, stands
+from toolkit.rundir import RunDir
+from toolkit.train.schedule import rate_of_run
 
 ANSWER_S = 15.0
 """How long a remote file system is waited for: nobody waits for a failover at the prompt."""
 _MOST_EPOCHS = 4.0
 _READ = 4  # inputs
+_SAME_RATE = 0.01
 _SHOWN = 3  # shards of a dataset that are named
 
 
@@ -26,12 +32,12 @@ def check_data(context: Context) -> list[Finding]:
     """Look at `shards`, `tokenizer` and `horizon`."""
     try:
         with storage.patience(ANSWER_S):
-            return _check_datasets(context.cfg)
+            return _check_datasets(context.cfg, context.run_dir)
     except (DataError, StorageError) as error:
         return [refuse_for("shards", Problem.parse(str(error)))]
 
 
-def _check_datasets(cfg: RunConfig) -> list[Finding]:
+def _check_datasets(cfg: RunConfig, run_dir: RunDir) -> list[Finding]:
     if cfg.data.source:
         asked, out = ask_for(cfg.data)
         if not stands(out):
@@ -45,6 +51,7 @@ def _check_datasets(cfg: RunConfig) -> list[Finding]:
         *_check_shards(members),
         _check_vocabulary(cfg, members[0].manifest.tokenizer.vocab_size),
         *_check_horizon(cfg, members),
+        *_check_rate(cfg, run_dir),
     ]
 
 
@@ -81,6 +88,23 @@ def _check_vocabulary(cfg: RunConfig, size: int) -> Finding:
         remedy = f"set model.vocab_size={-(-size // 64) * 64}"
         return refuse("tokenizer", what, "every token needs a row of the embedding", remedy)
     return ok("tokenizer", f"{size} tokens in a vocabulary of {cfg.model.vocab_size}")
+
+
+def _check_rate(cfg: RunConfig, run_dir: RunDir) -> list[Finding]:
+    """Look whether a run that goes on would do so with another learning rate than it had: the schedule has changed."""
+    steps = layout.list_steps(run_dir.find_checkpoints(cfg.checkpoint.dir))
+    try:
+        step, before = steps[-1], read_config(run_dir)
+    except (IndexError, ToolkitError):  # it begins, or what it was cannot be read
+        return []
+    was, will_be = (rate_of_run(one, step=step) for one in (before, cfg))
+    if math.isclose(was, will_be, rel_tol=_SAME_RATE):
+        return []
+    what = f"the learning rate jumps from {was:.2e} to {will_be:.2e} at step {step + 1}, where the run goes on"
+    reason = "the schedule falls over all of run.tokens, from optim.peak_lr to its min_lr_ratio"
+    if before.run.tokens != cfg.run.tokens:
+        reason += f"; run.tokens was {before.run.tokens:,}, is {cfg.run.tokens:,}"
+    return [warn("horizon", what, reason, "leave it where that is meant; else a smaller optim.peak_lr goes on lower")]
 
 
 def _check_horizon(cfg: RunConfig, members: tuple[Member, ...]) -> list[Finding]:
