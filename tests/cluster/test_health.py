@@ -47,7 +47,7 @@ def test_good_nodes_pass_and_are_shown(tmp_path: Path) -> None:
     code, output, attempt = check(tmp_path, "disk=0.01", "shared directory=60")
     assert code == 0, output
     assert "4 of 4 nodes are good" in output
-    header = output[: output.index("node1 ")]
+    header = output[: output.index("\nnode1 ")]
     for word in ("clock", "cores", "disk", "matmul", "memory", "load", "pairs", "shared", "GB/s", "verdict"):
         assert word in header
     assert "all: all-reduce: bus bandwidth of all (4 MiB):" in output

@@ -107,7 +107,8 @@ def test_only_tasks_that_have_something_to_do_are_handed_in(tmp_path: Path, corp
 def test_a_preparation_that_breaks_off_takes_the_run_along_and_says_why(
     tmp_path: Path, corpus: tuple[Path, Path]
 ) -> None:
-    (corpus[0] / "3.jsonl").write_text('{"text": "x"}\nbroken\n', encoding="utf-8")
+    # the fifth file: the check before the queue reads the beginning of four
+    (corpus[0] / "4.jsonl").write_text('{"text": "x"}\nbroken\n', encoding="utf-8")
     words = [*settings(tmp_path, corpus, "local"), "--nodes", "3", "parallel.stages=1", "batch.tokens_per_step=1536"]
     assert submit_without_data(tmp_path / "runs", *words).returncode == 0
     run_dir = RunDir(tmp_path / "runs" / "tiny")
@@ -117,13 +118,13 @@ def test_a_preparation_that_breaks_off_takes_the_run_along_and_says_why(
     (jobs_dir,) = (tmp_path / "runs" / ".prepare").iterdir()
     assert f"its data could not be made; see {jobs_dir}/logs" in verb(tmp_path / "runs", "status", "tiny").stdout
     said = "".join(path.read_text(encoding="utf-8") for path in (jobs_dir / "logs").glob("*/0.out"))
-    assert f"{corpus[0]}/3.jsonl:2 (byte 14) is no JSON" in said
+    assert f"{corpus[0]}/4.jsonl:2 (byte 14) is no JSON" in said
     assert not (tmp_path / "out").exists()
 
-    (corpus[0] / "3.jsonl").unlink()
+    (corpus[0] / "4.jsonl").unlink()
     refused = submit_without_data(tmp_path / "runs", *words)
     assert refused.returncode == 2
-    assert "3.jsonl is gone" in refused.stderr
+    assert "4.jsonl is gone" in refused.stderr
 
 
 def test_a_tokenizer_that_is_too_large_for_the_model_is_refused_before_anything_is_made(
