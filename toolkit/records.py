@@ -34,15 +34,31 @@ def open_file(path: Path) -> IO[bytes] | None:
         RecordError: it is no file, or may not be read.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        return open(_open(path, os.O_RDONLY), "rb")
     except OSError as error:
         if error.errno in _NOT_THERE:
             return None
         raise RecordError(f"{path} cannot be read: {error.strerror}\n  its owner decides who may read it") from error
+
+
+def open_to_append(path: Path) -> IO[str]:
+    """Open a text file to add lines; it is made where there is none.
+
+    Raises:
+        RecordError: it is no file, or may not be written.
+    """
+    try:
+        return open(_open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "a", encoding="utf-8")
+    except OSError as error:
+        raise RecordError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _open(path: Path, flags: int) -> int:
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise RecordError(f"{path} is no file\n  a record of a run must be one\n  move it away")
-    return open(descriptor, "rb")
+    return descriptor
 
 
 def read_bytes(path: Path) -> bytes | None:
@@ -90,7 +106,16 @@ def read_lines(path: Path, schema: type[Schema]) -> list[Schema]:
     Raises:
         RecordError: the file itself cannot be read.
     """
-    found = []
+    return sort_lines(path, schema)[0]
+
+
+def sort_lines(path: Path, schema: type[Schema]) -> tuple[list[Schema], list[bytes]]:
+    """Read a file with one record a line, and the lines that are none, which are said once.
+
+    Raises:
+        RecordError: the file itself cannot be read.
+    """
+    found, damaged = [], []
     for number, line in enumerate((read_bytes(path) or b"").split(b"\n"), start=1):
         if not line.strip():
             continue
@@ -98,7 +123,8 @@ def read_lines(path: Path, schema: type[Schema]) -> list[Schema]:
             found.append(parse_record(line, schema, where=f"{path}:{number}"))
         except RecordError as error:
             say_once(f"left out: {error}")
-    return found
+            damaged.append(line)
+    return found, damaged
 
 
 def parse_record(data: bytes, schema: type[Schema], *, where: str) -> Schema:

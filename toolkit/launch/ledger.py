@@ -1,10 +1,8 @@
 """What happened to a run so far: one line an attempt, and what its ranks said when they failed."""
 
 import json
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from toolkit import records, storage
@@ -123,34 +121,27 @@ def has_ended(run_dir: RunDir, job_id: str) -> bool:
 
 def begin_attempt(run_dir: RunDir, attempt: Attempt) -> None:
     """Add an attempt; one that never told its end was killed."""
-    with _locked(run_dir):
-        closed = [
-            replace(known, outcome="KILLED", reason="ended without a word") if known.outcome == "RUNNING" else known
-            for known in read_attempts(run_dir)
-            if known.attempt != attempt.attempt
-        ]
-        _write(run_dir.attempts_path, [*closed, attempt])
+
+    def begin(known: Attempt) -> Attempt:
+        return replace(known, outcome="KILLED", reason="ended without a word") if known.outcome == "RUNNING" else known
+
+    _change(run_dir, lambda known: [*(begin(one) for one in known if one.attempt != attempt.attempt), attempt])
 
 
 def change_attempt(run_dir: RunDir, attempt: str, **fields: Any) -> None:
     """Change fields of an attempt's line; one that had not begun has none, and nothing is changed."""
-    with _locked(run_dir):
-        known = read_attempts(run_dir)
-        _write(run_dir.attempts_path, [replace(one, **fields) if one.attempt == attempt else one for one in known])
+    _change(run_dir, lambda known: [replace(one, **fields) if one.attempt == attempt else one for one in known])
 
 
-def _locked(run_dir: RunDir) -> AbstractContextManager[None]:
-    """Hold the attempts for a change: an attempt that is given up may tell its end while the next one begins."""
-    return hold_briefly(run_dir.attempts_lock_path)
-
-
-def _write(path: Path, attempts: Sequence[Attempt]) -> None:
-    former = records.read_bytes(path) or b""
-    if former.count(b"\n") > len(attempts):
-        # lines that could not be read: what they say may be wanted by a person
-        storage.write_atomic(f"{path}.damaged", former)
-    text = "".join(json.dumps(asdict(attempt)) + "\n" for attempt in attempts)
-    storage.write_atomic(str(path), text.encode())
+def _change(run_dir: RunDir, change: Callable[[list[Attempt]], list[Attempt]]) -> None:
+    """Change the attempts under a lock: one that is given up may tell its end while the next one begins."""
+    with hold_briefly(run_dir.attempts_lock_path):
+        known, damaged = records.sort_lines(run_dir.attempts_path, Attempt)
+        if damaged:  # what they say may be wanted by a person
+            with open(f"{run_dir.attempts_path}.damaged", "ab") as file:
+                file.writelines(line + b"\n" for line in damaged)
+        text = "".join(json.dumps(asdict(one)) + "\n" for one in change(known))
+        storage.write_atomic(str(run_dir.attempts_path), text.encode())
 
 
 def read_refusals(run_dir: RunDir) -> dict[str, str]:

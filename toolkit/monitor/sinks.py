@@ -51,7 +51,7 @@ class JsonlSink:
 
     def __init__(self, path: Path, *, attempt: str) -> None:
         self._path = path
-        self._file = path.open("a", encoding="utf-8")
+        self._file = records.open_to_append(path)
         self._attempt = attempt
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -65,7 +65,7 @@ class JsonlSink:
         """Drop the lines beyond a step."""
         self._file.close()
         history.rewind(self._path, step=step)
-        self._file = self._path.open("a", encoding="utf-8")
+        self._file = records.open_to_append(self._path)
 
     def close(self, outcome: str) -> None:
         """Close the file."""
