@@ -51,9 +51,8 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except OSError as error:  # what no verb foresaw: a full disk, no permission, a name that is too long
-        if error.filename is None:
-            raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        what = str(error) if error.filename is None else f"{error.filename}: {error.strerror}"
+        print(f"error: {what}", file=sys.stderr)
         return EXIT_USAGE
     return EXIT_DONE
 
