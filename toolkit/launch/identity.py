@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from toolkit import records, storage
-from toolkit.config.load import Loaded, load_config
+from toolkit.config.load import COMMAND_LINE, Loaded, load_config
 from toolkit.config.schema import RunConfig
-from toolkit.errors import RecordError, RunError
+from toolkit.errors import ConfigError, Problem, RecordError, RunError
 from toolkit.rundir import RunDir
 
 
@@ -107,8 +107,25 @@ def load_asked(run_dir: RunDir, settings: Sequence[str]) -> Loaded:
     Args:
         run_dir: the run.
         settings: `key.path=value` of the command line, for changes.
+
+    Raises:
+        ConfigError: the file or a setting holds a mistake, or a setting makes it another run.
     """
     loaded = load_config(run_dir.asked_path, overrides=settings)  # the site profile was applied at the first submit
+    run = loaded.config.run
+    is_other = {"run.name": run.name != run_dir.name, "run.root": Path(run.root).absolute() != run_dir.root.parent}
+    other = [key for key, differs in is_other.items() if differs and loaded.origins.get(key) == COMMAND_LINE]
+    if other:
+        raise ConfigError(
+            [
+                Problem(
+                    f"{key} would be another run than {run_dir.root}  [{COMMAND_LINE}]",
+                    "`resume` goes on with the run that it names, where it lies",
+                    "a fork: cp -r the directory, then resume the copy; a new run: submit",
+                )
+                for key in other
+            ]
+        )
     return replace(loaded, config=relocate(loaded.config, run_dir.root))
 
 

@@ -9,7 +9,7 @@ from toolkit.cluster.base import JobState
 from toolkit.cluster.local import LocalCluster
 from toolkit.config.load import dump_config
 from toolkit.config.schema import CheckpointSection, RunConfig, RunSection
-from toolkit.errors import RunError
+from toolkit.errors import ConfigError, RunError
 from toolkit.launch.halt import halt
 from toolkit.launch.identity import (
     Kin,
@@ -89,6 +89,14 @@ def test_the_directory_that_is_named_is_the_run_that_goes_on(tmp_path: Path) -> 
         assert cfg.checkpoint.dir == str(fork.root / "saved")
         assert cfg.checkpoint.save_every == 7
     refuse_shared_checkpoints(fork, read_config(fork))
+
+
+@pytest.mark.parametrize("setting", ["run.name=b", "run.root=elsewhere"])
+def test_a_setting_that_names_a_run_is_refused_where_a_run_was_named(tmp_path: Path, setting: str) -> None:
+    run_dir = make_run(tmp_path)
+    with pytest.raises(ConfigError, match=rf"{setting.partition('=')[0]} would be another run than {run_dir.root}"):
+        load_asked(run_dir, ["optim.peak_lr=1e-4", setting])
+    load_asked(run_dir, [f"run.name={run_dir.name}", f"run.root={tmp_path}"])
 
 
 def test_a_copy_does_not_save_where_the_original_does(tmp_path: Path) -> None:
