@@ -35,8 +35,14 @@ _FOR_JOBS = (
     *("__LMOD_*", "_ModuleTable*", "__MODULES_*", "CONDA_*", "_CONDA_*", "MAMBA_*", "VIRTUAL_ENV"),
     *("PYTHONPATH", "PYTHONUSERBASE", "SPACK_*"),
     # keys and addresses of what a run reads and writes
-    *("WANDB_*", "HF_*", "HUGGINGFACE_*", "HADOOP_*", "HDFS_*", "JAVA_HOME", "KRB5*", "AWS_*", "GOOGLE_*", "FSSPEC_*"),
+    *("HF_*", "HUGGINGFACE_*", "HADOOP_*", "HDFS_*", "JAVA_HOME", "KRB5*", "AWS_*", "GOOGLE_*", "FSSPEC_*"),
     *("*_proxy", "*_PROXY", "SSL_CERT_*", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
+    # W&B: who sends where, what a run is called there, and how; what would make it another run, or none, stays behind
+    *("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_CREDENTIALS_FILE", "WANDB_BASE_URL", "WANDB_APP_URL"),
+    *("WANDB_TAGS", "WANDB_NOTES", "WANDB_RUN_GROUP", "WANDB_JOB_TYPE", "WANDB_USERNAME", "WANDB_USER_EMAIL"),
+    *("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR", "WANDB_IGNORE_GLOBS"),
+    *("WANDB_DISABLE_CODE", "WANDB_DISABLE_GIT", "WANDB_SAVE_CODE", "WANDB_HTTP_TIMEOUT", "WANDB_INSECURE_DISABLE_SSL"),
+    *("WANDB_SILENT", "WANDB_QUIET", "WANDB_DEBUG", "WANDB_CORE_DEBUG", "WANDB_ERROR_REPORTING"),
     "TOOLKIT_PYTHON",
 )
 """What a job gets of the shell: a name, or a pattern with `*`."""

@@ -1,12 +1,13 @@
 """What W&B's variables in the shell that submits mean for a run.
 
-Those that are not listed here (WANDB_TAGS, WANDB_NOTES, WANDB_RUN_GROUP, WANDB_BASE_URL, WANDB_API_KEY ...) reach the
-job, and wandb reads them there.
+Those that say who sends where and what a run is called (WANDB_API_KEY, WANDB_BASE_URL, WANDB_TAGS ...) reach the job,
+and wandb reads them there. Others would make each attempt another run of W&B's, or none (WANDB_SWEEP_ID,
+WANDB_RESUME_FROM, WANDB_SERVICE ...): they do not reach it, and it is said.
 
 Source: wandb 0.31, env.py; WANDB_DISABLED as transformers reads it, which made it known.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from toolkit.config.kinds import PROJECT
@@ -16,6 +17,7 @@ from toolkit.errors import ConfigError, Problem
 DEFAULT_PROJECT = "toolkit"
 _MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "off"}
 _TRUE = {"1", "on", "yes", "true"}
+_DECIDED_HERE = {"WANDB_MODE", "WANDB_DISABLED", "WANDB_PROJECT", "WANDB_ENTITY"}
 _OURS = {
     "WANDB_NAME": "run.name",
     "WANDB_RUN_ID": "the run's directory",
@@ -41,12 +43,13 @@ def fill_monitor(section: MonitorSection, environ: Mapping[str, str]) -> Monitor
     )
 
 
-def tell_shell(section: MonitorSection, environ: Mapping[str, str]) -> str:
+def tell_shell(section: MonitorSection, environ: Mapping[str, str], *, passed: Collection[str]) -> str:
     """Say which variables of the shell decided something, and which did not; empty: there are none.
 
     Args:
         section: as it was filled.
         environ: of the shell.
+        passed: names of the variables that reach the job.
     """
     said = []
     found = _find_mode(environ)
@@ -61,6 +64,10 @@ def tell_shell(section: MonitorSection, environ: Mapping[str, str]) -> str:
         if environ.get(name):
             said.append(_compare(f"{name}={environ[name]}", environ[name] == value, f"monitor.{key}={value}"))
     said += [f"{name} is not heeded ({ours} decides)" for name, ours in _OURS.items() if environ.get(name)]
+    known = {*_DECIDED_HERE, *_OURS, *passed}
+    said += [
+        f"{name} is not passed to the job" for name in sorted(environ) if name[:6] == "WANDB_" and name not in known
+    ]
     return "; ".join(said)
 
 

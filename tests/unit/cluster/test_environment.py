@@ -40,6 +40,12 @@ def test_modules_and_environments_of_the_shell_reach_the_job() -> None:
     assert environ_for_job(shell, pass_env=()) == shell
 
 
+def test_what_would_split_a_run_at_wandb_does_not_reach_the_job() -> None:
+    telling = {"WANDB_API_KEY": "k", "WANDB_TAGS": "t", "WANDB_BASE_URL": "u"}
+    splitting = ("MODE", "RUN_ID", "RESUME", "RESUME_FROM", "SWEEP_ID", "SERVICE", "LAUNCH", "CONSOLE", "X_PRIMARY")
+    assert environ_for_job({**telling, **{f"WANDB_{name}": "x" for name in splitting}}, pass_env=[]) == telling
+
+
 def test_commands_see_no_flag_of_the_shell_and_tell_times_in_full() -> None:
     shell = {
         **SHELL,

@@ -49,11 +49,12 @@ def test_project_and_team_are_taken_from_the_shell() -> None:
         ({"wandb_project": "a"}, {"WANDB_PROJECT": "b"}, "monitor.wandb_project=a, not WANDB_PROJECT=b"),
         ({}, {"WANDB_RUN_ID": "x"}, "WANDB_RUN_ID is not heeded (the run's directory decides)"),
         ({}, {"WANDB_NAME": "x", "WANDB_TAGS": "t"}, "WANDB_NAME is not heeded (run.name decides)"),
+        ({}, {"WANDB_SWEEP_ID": "x", "WANDB_TAGS": "t"}, "WANDB_SWEEP_ID is not passed to the job"),
     ],
 )
 def test_what_the_shell_decided_is_said(asked: dict[str, str], shell: dict[str, str], said: str) -> None:
     section = fill_monitor(MonitorSection(**asked), shell)  # type: ignore[arg-type]
-    assert tell_shell(section, shell) == said
+    assert tell_shell(section, shell, passed=["WANDB_TAGS"]) == said
 
 
 def test_a_project_that_cannot_be_one_is_refused_at_submission() -> None:

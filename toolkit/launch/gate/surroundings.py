@@ -154,7 +154,8 @@ def _last_line(text: str) -> str:
 def check_wandb(context: Context) -> list[Finding]:
     """Look at `wandb`."""
     section, later = context.cfg.monitor, f"python -m toolkit sync {context.run_dir.name}"
-    mode, shell = section.wandb, tell_shell(section, context.environ)
+    passed = environ_for_job(context.environ, pass_env=context.cfg.cluster.pass_env)
+    mode, shell = section.wandb, tell_shell(section, context.environ, passed=passed)
     aside = f" ({shell})" if shell else ""
     if mode == "off":
         return [ok("wandb", f"off{aside}; numbers go to metrics.jsonl")]
