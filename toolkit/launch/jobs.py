@@ -12,8 +12,8 @@ from toolkit.cluster.base import Cluster, JobState, JobStatus
 from toolkit.cluster.choose import open_cluster
 from toolkit.cluster.marks import owner_of
 from toolkit.cluster.slurm import ANSWER_S, PATIENCE_S
-from toolkit.errors import ClusterError
-from toolkit.launch.identity import Kin, read_identity, tell_kin
+from toolkit.errors import ClusterError, ToolkitError
+from toolkit.launch.identity import Kin, read_config, read_identity, tell_kin
 from toolkit.launch.ledger import JobRecord, find_job_record, has_ended
 from toolkit.rundir import RunDir
 
@@ -100,7 +100,7 @@ def find_job(run_dir: RunDir, queue: Queue | None = None) -> Job | None:
     Raises:
         ClusterError: the scheduler does not answer.
     """
-    record = find_job_record(run_dir)
+    record = _find_record(run_dir)
     if record is None or tell_kin(run_dir) is Kin.COPY:
         return None
     queue = queue or Queue(run_dir.root.parent)
@@ -120,6 +120,18 @@ def find_job(run_dir: RunDir, queue: Queue | None = None) -> Job | None:
     if has_ended(run_dir, record.job_id):
         return Job(cluster=cluster, status=JobStatus(job_id=record.job_id, state=JobState.UNKNOWN))
     return _ask_for(record, run_dir, queue, cluster)
+
+
+def _find_record(run_dir: RunDir) -> JobRecord | None:
+    """Find what is known of the newest job; of a run whose record is gone or damaged, that it may have one."""
+    record = find_job_record(run_dir)
+    if (record is not None and record.job_id) or read_identity(run_dir) is None:
+        return record
+    try:
+        scheduler = read_config(run_dir).cluster.scheduler
+    except ToolkitError:  # the configuration is damaged too, or was not written
+        return record
+    return replace(record or JobRecord(scheduler="", job_id="", attempts_before=0), scheduler=scheduler)
 
 
 def job_status(run_dir: RunDir, queue: Queue | None = None) -> JobStatus | None:

@@ -224,3 +224,17 @@ def test_data_that_another_run_waits_for_is_made_all_the_same(run_dir: RunDir, s
     prepared(run_dir, slurm, line("13", state="PENDING", mark=mark_of(other)))
     assert halt(run_dir, how="cancel").left == ("10", "11")
     assert cancelled(slurm) == ["12"]
+
+
+@pytest.mark.parametrize("content", [None, b"", b'{"scheduler": "slu', b"\x00" * 99, b"{}"])
+def test_a_live_job_is_found_though_its_record_is_gone_or_torn(
+    run_dir: RunDir, slurm: SlurmSays, content: bytes | None
+) -> None:
+    run_dir.config_path.write_text("cluster: {scheduler: slurm, gpus_per_node: 1}\n", encoding="utf-8")
+    if content is not None:
+        run_dir.job_path.write_bytes(content)
+    slurm(line("15", mark=mark_of(run_dir)))
+    with pytest.raises(RunError, match="run r is live: job 15 is RUNNING"):
+        refuse_live(run_dir)
+    slurm(line("15", mark="toolkit:other:1"))
+    refuse_live(run_dir)
