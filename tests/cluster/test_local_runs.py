@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -181,6 +182,31 @@ def test_a_cancelled_run_saves_and_goes_on_with_other_nodes(tmp_path: Path, data
     assert [attempt["outcome"] for attempt in run["attempts"]] == ["STOPPED", "FINISHED"]
     assert run["attempts"][1]["first_step"] == done
     assert len(losses(run_dir)) == done + 5
+
+
+def test_a_run_goes_on_over_damaged_records_but_begins_anew_only_when_told(tmp_path: Path, dataset: Path) -> None:
+    one = ("--nodes", "1", LOCAL, "optim.warmup_tokens=0")
+    assert submit(tmp_path, dataset, "run.tokens=3072", *one).returncode == 0
+    run_dir = RunDir(tmp_path / "tiny")
+    wait(run_dir)
+    first, *others = run_dir.metrics_path.read_bytes().splitlines(keepends=True)
+    run_dir.metrics_path.write_bytes(b"".join([first, b"\xff{broken\n", *others, b"\0" * 5000]))
+    run_dir.attempts_path.write_bytes(run_dir.attempts_path.read_bytes() + b'{"attempt": "9.9", "jo')
+    run_dir.job_path.write_bytes(b'{"scheduler": "lo')
+    assert submit(tmp_path, dataset, "run.tokens=6144", *one).returncode == 0
+    assert [attempt["outcome"] for attempt in wait(run_dir)["attempts"]] == ["FINISHED", "FINISHED"]
+    done = losses(run_dir)
+    assert len(done) == 6
+
+    shutil.rmtree(run_dir.checkpoints_dir)
+    refused = submit(tmp_path, dataset, "run.tokens=8192", *one)
+    assert refused.returncode == 3
+    assert "--from-scratch" in refused.stderr
+    assert losses(run_dir) == done
+    assert submit(tmp_path, dataset, "run.tokens=2048", "--from-scratch", *one).returncode == 0
+    assert wait(run_dir)["job"]["state"] == "COMPLETED"
+    assert len(losses(run_dir)) == 2
+    assert [step["train/loss"] for step in read_steps(run_dir.former_dir(1) / "metrics.jsonl")] == done
 
 
 def test_a_rank_that_is_killed_again_and_again_ends_the_run_and_status_names_it(tmp_path: Path, dataset: Path) -> None:
